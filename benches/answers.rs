@@ -1,12 +1,12 @@
-//! What becomes of logits on the CPU backend: answers as they come, then the passes over held ones. Products,
-//! their other stages and whole steps: `lmhead bench`.
+//! The answer stages of the CPU backend: partials of logits as they are computed, then the passes over held
+//! logits. `lmhead bench` times matmuls, their other stages and whole steps.
 //!
 //! ```text
 //! cargo bench --bench answers                             # the best instruction set of this machine
 //! LMHEAD_CPU_ISA=avx2 cargo bench --bench answers -- 'sampling'
 //! ```
-//! - `logits`, `partials`, `partials, 64 best`: logits rounded into the caller's rows, or the maximum and the
-//!   sum, or candidates as well, in place of them: on a head of one column, whose products are few;
+//! - `logits`, `partials`, `partials, 64 best`: logits rounded into the caller's rows, or instead the maximum
+//!   and the sum, or candidates as well; on a head of one column, whose matmul is small;
 //! - `partials, 8 best, rank` and the `sampling` passes: over held f32 logits of 32768 ids.
 
 use criterion::measurement::WallTime;
@@ -55,7 +55,7 @@ fn job(rows: HiddenRows<'_>) -> Job<'_> {
     Job { rows, epilogue: Epilogue::default(), adjustments: None, placed: None }
 }
 
-/// Logits that go to partials one block after the other.
+/// Logits that become partials one block after the other.
 fn partials(criterion: &mut Criterion) {
     let backend = CpuBackend::new(None).expect("a backend");
     let dtype = DType::Bf16;
@@ -92,7 +92,7 @@ fn partials(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What is done with logits that are held.
+/// The passes over held logits.
 fn held(criterion: &mut Criterion) {
     let backend = CpuBackend::new(None).expect("a backend");
     let shard = head(HELD, 256, DType::F32, Quantization::None);

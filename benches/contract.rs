@@ -1,12 +1,12 @@
-//! How a step's fixed costs grow with the group: the agreement of P headers, a round of the local exchange
-//! beside a barrier of as many threads, and a whole step without rows.
+//! How a step's fixed costs grow with the group: comparing P headers, a round of the local exchange beside a
+//! barrier of as many threads, and a whole step without rows.
 //!
 //! ```text
 //! cargo bench --bench contract -- --out benches/results/cpu/contract.json
 //! LMHEAD_CONTRACT_REPETITIONS=5 ...                                            # 21 by default
 //! ```
 //!
-//! In each repetition everything is measured once, so that all see the same load of the machine.
+//! In each repetition everything is measured once, so that all are measured under the same load.
 
 use lmhead::exchange::{Call, Exchange, Operation, local};
 use lmhead::step::{HEADER_BYTES, Header, Mode, agree};
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 const GROUPS: [usize; 7] = [8, 16, 32, 64, 128, 256, 512];
 
-/// Microseconds of a rank's comparison of `size` headers, its own list of counts included.
+/// Microseconds in which a rank compares `size` headers, including its own list of counts.
 fn agreement(size: usize) -> f64 {
     let group = HeadGroup::data_parallel(size, 0).expect("a group");
     let counts = vec![28; size];
@@ -55,7 +55,7 @@ fn agreement(size: usize) -> f64 {
     began.elapsed().as_secs_f64() * 1e6 / rounds as f64
 }
 
-/// Microseconds of one of `rounds` rounds of `size` threads, each of which runs its own `round`.
+/// Microseconds of one of `rounds` rounds of `size` threads, each of which calls its own `round`.
 fn rounds<R: FnMut(u64)>(size: usize, rounds: u64, round: impl Fn(usize) -> R + Sync) -> f64 {
     let start = Barrier::new(size);
     let times: Vec<Duration> = std::thread::scope(|scope| {
@@ -63,7 +63,7 @@ fn rounds<R: FnMut(u64)>(size: usize, rounds: u64, round: impl Fn(usize) -> R + 
         let thread = |me: usize| {
             scope.spawn(move || {
                 let mut round = round(me);
-                // The first brings the buffers.
+                // The first call allocates buffers.
                 round(0);
                 start.wait();
                 let began = Instant::now();
@@ -111,7 +111,7 @@ fn std_barrier(size: usize, count: u64) -> f64 {
     })
 }
 
-/// POSIX's barrier: a round of it is what the system itself takes for so many threads.
+/// POSIX's barrier: the time that the system itself needs for a round of so many threads.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "the system's barrier")]
 mod posix {
@@ -120,7 +120,7 @@ mod posix {
 
     pub struct Barrier(Box<UnsafeCell<MaybeUninit<libc::pthread_barrier_t>>>);
 
-    // SAFETY: a barrier is made for being waited at by several threads.
+    // SAFETY: several threads may wait at a barrier.
     unsafe impl Sync for Barrier {}
 
     impl Barrier {

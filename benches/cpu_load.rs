@@ -1,4 +1,4 @@
-//! How long it takes to load a head, beside how fast its file and its memory are.
+//! The time to load a head, beside the speed of its file and its memory.
 //!
 //! ```text
 //! cargo bench --bench cpu_load                              # a head of 300 MB, JSON on the standard output
@@ -7,19 +7,19 @@
 //! `LMHEAD_LOAD_MB`: size of the bf16 file; `LMHEAD_LOAD_REPETITIONS` (7); `LMHEAD_LOAD_FOLDER`: where the
 //! files are written (under `target/`, so that they lie on a disk); `LMHEAD_LOAD_THREADS` (all).
 //!
-//! A bf16 head is written as safetensors, and again as int8. In each repetition each of these runs once, from
-//! the page cache and then (on Linux) with the file's pages dropped from it, by `posix_fadvise` after
-//! `fsync`; `mincore` says how much of the file was still there:
+//! A bf16 head is written as safetensors, and again as int8. Each of these runs once in each repetition, from
+//! the page cache and then (on Linux) with the file's pages dropped from it (by `posix_fadvise` after
+//! `fsync`; `mincore` says how much of the file stayed):
 //! - `none`, `w8a8`, `int8`: `Checkpoint::from_file` and `head_shard` of the bf16 head as it is, quantised at
-//!   load, and of the int8 file, which is mapped and not read yet. `ready` is with `Backend::load`, which for
-//!   W8A8 reads all weights where the backend needs their sums.
+//!   load, and of the int8 file, which is mapped and not read yet. `ready` includes `Backend::load`, which
+//!   for W8A8 reads all weights if the backend needs their sums.
 //! - `read`: the same file's bytes by `pread` into 1 MiB for each thread; `mapped`: by
 //!   [`CpuBackend::read_stream`] through a mapping.
 //!
-//! And what quantising at load is made of, each by all threads: `clear`: memory for the copy, touched for the
-//! first time, in pages as the loader asks for them; `quantise`: widening and quantising as many rows as the
-//! head has, again and again the same row. (In a virtual machine, memory that has been free for a while is
-//! slow to clear: the host may have to find it first.)
+//! And the parts of quantising at load, each with all threads: `clear` touches memory for the copy for the
+//! first time, in pages as the loader requests them; `quantise` widens and quantises as many rows as the head
+//! has, always the same row. (In a virtual machine, memory that has been free for a while is slow to clear,
+//! because the host may have to find it first.)
 #![allow(unsafe_code, reason = "mapped files")]
 
 use cpu_time::ProcessTime;
@@ -57,7 +57,7 @@ struct Bench {
     pool: ThreadPool,
 }
 
-/// Seconds by the clock, and of all processors: a busy machine disturbs the latter less.
+/// Wall time in seconds, and CPU time of all threads, which a busy machine disturbs less.
 #[derive(Clone, Copy)]
 struct Taken([f64; 2]);
 
@@ -106,7 +106,7 @@ impl Bench {
         Files { bf16, int8, folder }
     }
 
-    /// Seconds until the shard is there, and until the backend has loaded it.
+    /// Seconds until the shard is loaded, and until the backend has loaded it.
     fn load(&self, file: &Path, quantization: Quantization) -> [Taken; 2] {
         let mut config = HeadConfig::new(self.vocab, HIDDEN);
         (config.quantization, config.hidden_dtype) = (quantization, Some(DType::Bf16));
@@ -150,13 +150,13 @@ impl Bench {
         began.taken()
     }
 
-    /// Seconds of touching new memory for the int8 copy.
+    /// Seconds of touching new memory of the int8 copy's size.
     fn clear(&self) -> Taken {
         let began = Since::now();
         let mut map = MmapMut::map_anon(self.vocab * HIDDEN).expect("memory");
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        // A byte of each page is enough for the system to clear it.
+        // Writing a byte of each page makes the system clear it.
         let touch = |part: &mut [u8]| part.chunks_mut(4096).for_each(|page| page[0] = 1);
         self.pool.install(|| map.par_chunks_mut(PART).for_each(touch));
         let taken = began.taken();
@@ -164,7 +164,7 @@ impl Bench {
         taken
     }
 
-    /// Seconds of widening and quantising the head's number of rows, out of and into the caches.
+    /// Seconds of widening and quantising the head's number of rows, with all data in caches.
     fn quantise(&self) -> Taken {
         let row = synthetic::hidden_row(0, 0, HIDDEN, DType::Bf16);
         let began = Since::now();
@@ -195,7 +195,7 @@ fn read_at(file: &File, buffer: &mut [u8], at: u64) {
     file.read_exact(buffer).expect("the file's bytes");
 }
 
-/// Asks the system to forget the file's pages; the share of them that it kept.
+/// Asks the system to drop the file's pages; returns the share that it kept.
 #[cfg(target_os = "linux")]
 fn drop_from_cache(path: &Path) -> Option<f64> {
     use std::os::fd::AsRawFd;
@@ -207,10 +207,10 @@ fn drop_from_cache(path: &Path) -> Option<f64> {
     }
     // SAFETY: the file is this program's own, and nobody changes it.
     let map = unsafe { Mmap::map(&file) }.ok()?;
-    // SAFETY: asks for a number.
+    // SAFETY: only returns a number.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
     let mut there = vec![0u8; map.len().div_ceil(page)];
-    // SAFETY: the map is whole, and there is a byte for each of its pages.
+    // SAFETY: the whole file is mapped, and there is a byte for each of its pages.
     if unsafe { libc::mincore(map.as_ptr() as *mut _, map.len(), there.as_mut_ptr()) } != 0 {
         return None;
     }
@@ -222,11 +222,11 @@ fn drop_from_cache(_: &Path) -> Option<f64> {
     None
 }
 
-/// Of each place a file was read from, and each thing that was timed.
+/// Times by source of the file and by what was timed.
 type Times = BTreeMap<(&'static str, &'static str), Vec<Taken>>;
 
-/// What is timed; the share of a file's pages that was in the page cache when none should have been, the
-/// largest of all times, or `None` where they could not be dropped.
+/// The times; and the share of a file's pages that was in the page cache when none should have been, the
+/// largest of all measurements, or `None` where they could not be dropped.
 fn measure(bench: &Bench, files: &Files, repetitions: usize) -> (Times, Option<f64>) {
     let (mut times, mut kept) = (Times::new(), Some(0.0));
     for _ in 0..repetitions {
@@ -262,7 +262,7 @@ fn measure(bench: &Bench, files: &Files, repetitions: usize) -> (Times, Option<f
 }
 
 fn main() {
-    // `cargo bench` says so; a test run passes by.
+    // `cargo bench` passes this argument; a test run does nothing.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }

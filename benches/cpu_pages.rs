@@ -1,5 +1,5 @@
-//! What the size of the weights' pages does: a read-only stream and a product of one row over weights in
-//! pages of 4 KiB and in huge ones, by turns. Linux only.
+//! The effect of the page size of weights: a read-only stream and a matmul of one row over weights in pages
+//! of 4 KiB and in huge ones, alternating. Linux only.
 //!
 //! ```text
 //! cargo bench --bench cpu_pages                              # 463 MB in bf16, JSON on the standard output
@@ -32,7 +32,7 @@ const HIDDEN: usize = 7168;
 #[cfg(target_os = "linux")]
 const PAGES: [(&str, Advice); 2] = [("4 KiB", Advice::NoHugePage), ("huge", Advice::HugePage)];
 
-/// A copy of `bytes` in memory of its own, with pages as `advice` asks for.
+/// A copy of `bytes` in its own mapping, with pages as `advice` requests.
 #[cfg(target_os = "linux")]
 fn copy(bytes: &[u8], advice: Advice) -> Arc<Mmap> {
     let mut map = MmapMut::map_anon(bytes.len()).expect("memory");
@@ -41,7 +41,7 @@ fn copy(bytes: &[u8], advice: Advice) -> Arc<Mmap> {
     Arc::new(map.make_read_only().expect("memory that is read only"))
 }
 
-/// The share of the map that lies in huge pages, as `/proc/self/smaps` has it.
+/// The share of the map in huge pages, from `/proc/self/smaps`.
 fn huge_share(map: &Mmap) -> f64 {
     let smaps = std::fs::read_to_string("/proc/self/smaps").expect("the list of this program's memory");
     let (from, to) = (map.as_ptr() as usize, map.as_ptr() as usize + map.len());
@@ -60,7 +60,7 @@ fn huge_share(map: &Mmap) -> f64 {
     huge / map.len() as f64
 }
 
-/// Weights with their map, which is read as it is.
+/// Weights with their mapping, which is also read directly.
 struct Head {
     shard: Arc<HeadShard>,
     map: Arc<Mmap>,
@@ -91,7 +91,7 @@ impl Head {
 
 #[cfg(target_os = "linux")]
 fn main() {
-    // `cargo bench` says so; a test run passes by.
+    // `cargo bench` passes this argument; a test run does nothing.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
@@ -126,7 +126,7 @@ fn main() {
                 }
                 for (pages, head, loaded) in order {
                     let mut note = |what, began: Instant| {
-                        // The first one warms up.
+                        // The first repetition is a warm-up.
                         if repetition > 0 {
                             let speed = head.map.len() as f64 / began.elapsed().as_secs_f64() / 1e9;
                             speeds.entry((what, *pages)).or_default().push(speed);

@@ -1,4 +1,4 @@
-"""Products with what is asked of their logits, in PyTorch and in other libraries: peers of gpu_peers.py."""
+"""Matmuls with each request's work on their logits, in PyTorch and other libraries: peers of gpu_peers.py."""
 
 import importlib
 from typing import Any, Callable, NamedTuple, Optional
@@ -21,19 +21,19 @@ def first_line(e):
 
 
 def load_others():
-    """The libraries of OTHERS that are here, and why the rest is not."""
+    """The installed libraries of OTHERS, and why the others cannot be used."""
     here, absent = {}, {}
     modules = {"flashinfer": "flashinfer.sampling", "vllm": "vllm.v1.sample.ops.topk_topp_sampler"}
     for name in OTHERS:
         try:
             here[name] = importlib.import_module(modules.get(name, name))
-        except Exception as e:  # whatever a library does where it finds no device that it likes
+        except Exception as e:  # any error of a library without a suitable device
             absent[name] = first_line(e)
     return here, absent
 
 
 def answer_peers(torch, o, others):
-    """Products with what is asked of their logits; `others`: the libraries of OTHERS that are here."""
+    """Matmuls with each request's work on their logits; `others`: the installed libraries of OTHERS."""
     vocab = o.head.shape[0]
     targets = o.ids(vocab, (o.rows, 1))
     logits = lambda i: o.linear(i).float()
@@ -95,13 +95,13 @@ def answer_peers(torch, o, others):
             top_p, lambda i: sampling.top_p_sampling_from_probs(softmax(i), TOP_P), "ids", judge_nucleus)
     if "vllm" in others:
         sampler = others["vllm"].TopKTopPSampler()
-        # Of its build for CPUs the rest is not what a GPU runs.
+        # In its CPU build the other paths are not what a GPU runs.
         sampler = sampler if o.device == "cuda" else sampler.forward_native
         mass = torch.full((o.rows,), TOP_P, device=o.device)
 
         def by_vllm(p):
             def call(i):
-                # Newer versions say the logits besides.
+                # Newer versions also return the logits.
                 out = sampler(logits(i), {}, None, p)
                 return out[0] if isinstance(out, tuple) else out
 
@@ -113,9 +113,9 @@ def answer_peers(torch, o, others):
 
 
 def fused_argmax(torch, triton, o):
-    """A product whose tiles keep the best logit alone: [vocabulary, rows] tiles, rows fastest, so that a tile
-    of weights is read by all rows' tiles at once; a 64-bit maximum joins them."""
-    global tl  # what is compiled looks names up in this module
+    """A matmul whose tiles keep only the best logit: [vocabulary, rows] tiles, rows fastest, so that all rows'
+    tiles read a tile of weights at the same time; a 64-bit atomic maximum merges them."""
+    global tl  # compiled code looks names up in this module
     tl = importlib.import_module("triton.language")
 
     @triton.jit
@@ -135,7 +135,7 @@ def fused_argmax(torch, triton, o):
             sums = tl.dot(a, b, sums)
         sums = tl.where((ids < vocab)[:, None], sums, float("-inf"))
         value, place = tl.max(sums, axis=0, return_indices=True)
-        # Bits of floats in their order, and among equal ones the lowest id first.
+        # Float bits as integers in the same order; among equal ones the lowest id first.
         bits = value.to(tl.int32, bitcast=True)
         order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
         last = 0x7FFFFFFF - (tl.program_id(1) * BLOCK_N + place)

@@ -1,4 +1,4 @@
-"""What PyTorch reaches on the shapes of a bench, by turns with it: the bench talks to this program.
+"""Times PyTorch on the shapes of a bench, in turns with it: the bench talks to this program.
 
     python3 gpu_peers.py [answers] < requests > answers    "answers": of the bench `answers`, else of `heads`
     python3 gpu_peers.py cpu                               every peer once on the CPU, at small sizes
@@ -39,19 +39,19 @@ from gpu_answer_peers import Peer, answer_peers, first_line, load_others
 SOURCE_ROWS = 8192  # index_select picks from that many hidden states
 SEED = 20260119
 MOST_ERROR, MOST_ERROR_FP8 = 0.02, 0.05
-# What PyTorch raises where it cannot do something, memory that is short among it.
+# What PyTorch raises where it cannot do something, including out of memory.
 REFUSED = (RuntimeError, AttributeError, NotImplementedError, TypeError, ValueError)
 DEVICE = "cuda"
 to_bench = sys.stdout
 
 
 def answer(value):
-    # NaN is no JSON: who reads it would take this program for broken.
+    # NaN is not valid JSON: the bench would take this program for broken.
     print(json.dumps(value, allow_nan=False), file=to_bench, flush=True)
 
 
 class Head:
-    """A head's weights in all types: copies of each are two, or three times the second-level cache."""
+    """A head's weights in all types: two copies of each, or as many as fill three times the L2 cache."""
 
     def __init__(self, torch, vocab, hidden, l2):
         self.shape = (vocab, hidden)
@@ -63,7 +63,7 @@ class Head:
             q = torch.empty(vocab, hidden, dtype=torch.int8, device=DEVICE)
             f = torch.empty(vocab, hidden, dtype=torch.float8_e4m3fn, device=DEVICE)
             most = torch.empty(vocab, 1, dtype=torch.float32, device=DEVICE)
-            # In parts: a whole head in f32 would be twice as large as all else.
+            # In parts: a whole f32 head would be twice as large as everything else.
             for v in range(0, vocab, 8192):
                 part = torch.randn(min(8192, vocab - v), hidden, generator=generator, device=DEVICE) * 0.02
                 w[v : v + 8192] = part.to(torch.bfloat16)
@@ -77,7 +77,7 @@ class Head:
 
 
 class Operands:
-    """Random rows of every launch, and the weights that launch i has."""
+    """Random rows for every launch, and the weights of launch i."""
 
     def __init__(self, torch, head, rows, launches):
         self.generator = torch.Generator(device=DEVICE).manual_seed(SEED + rows)
@@ -140,7 +140,7 @@ def widened_peer(torch, o, kind):
 
 
 def int8_peers(torch, o):
-    # _int_mm wants more than 16 rows.
+    # _int_mm needs more than 16 rows.
     missing = 32 - o.rows if o.rows <= 16 else 0
     padded = lambda q: torch.nn.functional.pad(q, (0, 0, 0, missing)) if missing else q
     quantised = lambda i: (o.x[i].float() / scales(o, i, 127)).round().clamp(-127, 127).to(torch.int8)
@@ -192,13 +192,13 @@ def each(outputs):
 
 
 def unwrite(outputs):
-    """Puts into the outputs what no replay would write."""
+    """Fills the outputs with values that no replay would write."""
     for t in each(outputs):
         t.fill_(math.nan if t.dtype.is_floating_point else -1)
 
 
 def written(torch, outputs, vocab):
-    """Whether ids are of the vocabulary and all else is a number."""
+    """Whether ids are within the vocabulary and everything else is a number."""
     for t in each(outputs):
         if t.dtype.is_floating_point:
             good = torch.isfinite(t).all().item()
@@ -210,13 +210,13 @@ def written(torch, outputs, vocab):
 
 
 def f32_logits(torch, x, w):
-    # In parts: a whole head in f32 would be twice as large as all else.
+    # In parts: a whole f32 head would be twice as large as everything else.
     parts = [x.float() @ w[v : v + 8192].float().t() for v in range(0, w.shape[0], 8192)]
     return torch.cat(parts, dim=1)
 
 
 def checked(torch, outputs, peer, o, most):
-    """What is said of a replay's outputs."""
+    """The report on a replay's outputs."""
     last, vocab = o.launches - 1, o.head.shape[0]
     if peer.truth is None:
         good = written(torch, outputs, vocab)
@@ -229,7 +229,7 @@ def checked(torch, outputs, peer, o, most):
 
 
 def most_of(name):
-    """The largest error that a right peer of that name has."""
+    """The largest error of a correct peer of that name."""
     return MOST_ERROR_FP8 if "_scaled_mm fp8" in name else MOST_ERROR
 
 
@@ -251,7 +251,7 @@ class Graph:
 
     def replay(self):
         """Microseconds of one launch."""
-        # Untimed: while it runs, the timed one is queued, so that no launch of it waits for the processor.
+        # Untimed: while it runs, the timed replay is queued, so that none of its launches waits for the CPU.
         self.graph.replay()
         self.start.record()
         self.graph.replay()
@@ -261,7 +261,7 @@ class Graph:
 
 
 def prepare(torch, head, rows, launches, weights, others):
-    """Graphs, and what is said of them."""
+    """The peers' graphs, and the report on them."""
     vocab, hidden = head.shape
     graphs, told, refusals = [], [], []
     refuse = lambda peer, e: refusals.append({"peer": peer, "said": first_line(e)})
@@ -276,7 +276,7 @@ def prepare(torch, head, rows, launches, weights, others):
             refuse(name, e)
             try:
                 torch.cuda.synchronize()
-            except REFUSED as e:  # what a broken capture leaves behind: the next peer shows whether it stays
+            except REFUSED as e:  # after a broken capture the next peer shows whether PyTorch still works
                 refuse(f"{name}, and after it", e)
             continue
         output = peer.output
@@ -289,7 +289,7 @@ def prepare(torch, head, rows, launches, weights, others):
 
 
 def give_back(torch):
-    """Gives memory that nobody uses back to the device, if that still answers."""
+    """Returns unused memory to the device, if that still works."""
     try:
         torch.cuda.empty_cache()
     except REFUSED:
@@ -327,7 +327,7 @@ def serve(torch, l2, others):
 
 
 def on_cpu(torch):
-    """Every peer once: how many were wrong."""
+    """Runs every peer once; returns how many were wrong."""
     global DEVICE
     DEVICE = "cpu"
     others, absent = load_others()
@@ -345,7 +345,7 @@ def on_cpu(torch):
                     wrong += not told["correct"]
                 except REFUSED as e:
                     told["refused"] = first_line(e)
-                    wrong += name.startswith("F.linear")  # of these a CPU has all
+                    wrong += name.startswith("F.linear")  # a CPU supports all of these
                 answer(told)
     return wrong
 
@@ -356,7 +356,7 @@ def main():
     if mode not in ([], ["answers"], ["cpu"]):
         print(__doc__, file=sys.stderr)
         return 1
-    # Libraries print what they like: to the log.
+    # Libraries' own output goes to the log.
     to_bench = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:

@@ -1,5 +1,5 @@
-//! What each request costs beside the matmul: steps of 4 ranks (threads) that share a 32000 x 1024 bf16 head,
-//! 28 rows each, plain and with a mask. One matmul of these rows is the same for all. `cargo bench --bench
+//! The cost of each request beside the matmul: steps of 4 ranks (threads) that share a 32000 x 1024 bf16
+//! head, with 28 rows each, plain and with a mask. All have one matmul of these rows. `cargo bench --bench
 //! requests`
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
@@ -17,7 +17,7 @@ const ROWS: usize = 28;
 const VOCAB: usize = 32_000;
 const HIDDEN: usize = 1024;
 
-/// Near-random values in -1..1.
+/// Pseudo-random values in -1..1.
 fn value(i: usize) -> f32 {
     ((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0
 }
@@ -26,7 +26,7 @@ fn bf16s(n: usize, seed: usize) -> Vec<half::bf16> {
     (0..n).map(|i| half::bf16::from_f32(value(i.wrapping_add(seed)))).collect()
 }
 
-/// `steps` steps on every rank; the time of the slowest.
+/// Runs `steps` steps on every rank; returns the time of the slowest rank.
 fn steps(
     steps: u64,
     request: Request,
@@ -54,7 +54,7 @@ fn steps(
         let mut head = LmHead::new(&config, group, shards[me].clone(), Arc::new(exchange), backend.clone())
             .expect("a head");
         let mut began = Instant::now();
-        // The first step brings the buffers.
+        // The first step allocates buffers.
         for i in 0..=steps {
             if i == 1 {
                 began = Instant::now();

@@ -1,5 +1,5 @@
-//! What each transport costs on this machine: a round of step headers, gathers and exchanges over the number
-//! of ranks and bytes, and whole steps, which `lmhead plan` predicts from the speeds measured here.
+//! The cost of each transport on this machine: a round of step headers, gathers and exchanges by number of
+//! ranks and bytes, and whole steps, which `lmhead plan` predicts from the speeds measured here.
 //!
 //! ```text
 //! cargo bench --bench transports -- --out benches/results/cpu/transports.json
@@ -7,12 +7,12 @@
 //! LMHEAD_TRANSPORTS_REPETITIONS=5 ...                                            # 21 by default
 //! ```
 //!
-//! Bandwidths are those of nccl-tests (doc/PERFORMANCE.md): the algorithm's is the bytes of one rank's
-//! receive buffer over the time, and the bus's is that times (P - 1)/P, for all_gather and all_to_all alike.
-//! A transport between GPUs is not measured here: this machine has none.
+//! Bandwidths are those of nccl-tests (doc/PERFORMANCE.md): algorithm bandwidth is the bytes of one rank's
+//! receive buffer over the time; bus bandwidth is that times (P - 1)/P, for all_gather and all_to_all alike.
+//! Transports between GPUs are not measured here: this machine has none.
 //!
-//! `--profiles DIR` writes a machine profile for each transport: its speeds, the steps that were measured,
-//! and where and when. `lmhead plan --profile` reads them.
+//! `--profiles DIR` writes a machine profile for each transport: its speeds, the measured steps, and where
+//! and when. `lmhead plan --profile` reads them.
 
 #[path = "../tests/head/transports/mpi_ranks.rs"]
 mod mpi_ranks;
@@ -30,14 +30,14 @@ use std::time::{Duration, Instant};
 
 const GROUPS: [usize; 3] = [2, 4, 8];
 
-/// Bytes of one piece: what a rank sends to each of the others.
+/// Bytes of one piece, which a rank sends to each of the others.
 const BYTES: [usize; 5] = [1 << 6, 1 << 12, 1 << 16, 1 << 20, 1 << 22];
 
 /// The head of the measured steps: 33 MB in bf16, as large as the last-level cache.
 const VOCAB: usize = 32_000;
 const HIDDEN: usize = 512;
 
-/// Rows that each rank brings to a measured step, and what is asked.
+/// Rows of each rank in a measured step, and its request.
 const STEPS: [(usize, Request); 4] = [
     (4, Request::Argmax),
     (16, Request::Argmax),
@@ -45,18 +45,18 @@ const STEPS: [(usize, Request); 4] = [
     (16, Request::Logits { dtype: DType::Bf16 }),
 ];
 
-/// Ranks of the steps whose speeds a profile has.
+/// Number of ranks whose steps and speeds go into a profile.
 const PROFILE_RANKS: usize = 4;
 
-/// Pieces by which a link's bandwidth is judged.
+/// Piece size from which a link's bandwidth is computed.
 const BULK: usize = 1 << 20;
 
-/// Rows of a product that streams its weights, and of one that computes.
+/// Rows of a matmul that is bound by streaming its weights, and of one that is bound by arithmetic.
 const MATMUL_ROWS: [usize; 2] = [1, 64];
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Times of one rank: by what was measured, microseconds of each repetition.
+/// Times of one rank: for each thing measured, microseconds of each repetition.
 type Times = BTreeMap<String, Vec<f64>>;
 
 fn key(what: &str, bytes: usize) -> String {
@@ -67,7 +67,7 @@ fn step_key(rows: usize, request: &Request) -> String {
     format!("step {rows} {request}")
 }
 
-/// Mean microseconds of `rounds` calls in a row; one before them brings the buffers.
+/// Mean microseconds of `rounds` calls in a row, after one that allocates buffers.
 fn timed(rounds: u64, mut call: impl FnMut()) -> f64 {
     call();
     let began = Instant::now();
@@ -121,7 +121,7 @@ fn step(head: &mut LmHead, bytes: &[u8], rows: usize, request: &Request, size: u
     (began.elapsed().as_secs_f64() * 1e6, answer.stats.matmul.as_secs_f64() * 1e6)
 }
 
-/// Everything that one rank measures: in each repetition once, so that all see the same load of the machine.
+/// Everything that one rank measures, once in each repetition, so that all are measured under the same load.
 fn measure(rank: &Rank) -> Times {
     let (me, size) = (rank.me, rank.size);
     let test = TestHead::random(VOCAB, HIDDEN, DType::Bf16, Quantization::None, 3);
@@ -133,7 +133,7 @@ fn measure(rank: &Rank) -> Times {
     let mut pieces = Pieces::new(rank);
     let mut times = Times::new();
     let mut note = |what: String, us: f64| times.entry(what).or_default().push(us);
-    // The first is not counted.
+    // The first repetition is a warm-up.
     for repetition in 0..=setting("LMHEAD_TRANSPORTS_REPETITIONS", 21) {
         let mut note = |what: String, us: f64| {
             if repetition > 0 {
@@ -149,7 +149,7 @@ fn measure(rank: &Rank) -> Times {
         for (rows, request) in &STEPS {
             note(step_key(*rows, request), step(&mut head, &rows_of(*rows), *rows, request, size).0);
         }
-        // All ranks multiply at the same time, as in a step: what the machine has left for one of them.
+        // All ranks multiply at the same time, as in a step, so that each gets its share of the machine.
         for rows in MATMUL_ROWS {
             note(key("matmul", rows), step(&mut alone, &rows_of(rows), rows, &Request::Argmax, 1).1);
         }
@@ -159,7 +159,7 @@ fn measure(rank: &Rank) -> Times {
 
 const SCENARIOS: &Scenarios = &[("measure", |rank| json!(measure(&rank)))];
 
-/// Microseconds of each repetition, of the rank that took longest in it.
+/// Microseconds of each repetition's slowest rank.
 fn slowest(ranks: &[Times]) -> Times {
     let of = |what: &String| {
         let each =
@@ -201,7 +201,7 @@ fn median(times: &[f64]) -> f64 {
     summary(times, 3)["median"].as_f64().expect("a number")
 }
 
-/// Collectives of one kind: their times and nccl-tests' bandwidths over bytes.
+/// Collectives of one kind: their times and nccl-tests' bandwidths by bytes.
 fn collectives(kind: &str, size: usize, times: &Times) -> Value {
     let of = |bytes: usize| {
         let us = &times[&key(kind, bytes)];
@@ -216,7 +216,7 @@ fn collectives(kind: &str, size: usize, times: &Times) -> Value {
     BYTES.into_iter().map(of).collect()
 }
 
-/// Speeds of the cost model for one rank of `size`, from what was measured of it.
+/// The cost model's speeds for one rank of `size`, from the measured times.
 fn speeds(size: usize, times: &Times) -> Value {
     let weights = (VOCAB * HIDDEN) as f64;
     let [few, many] = MATMUL_ROWS;
@@ -230,7 +230,7 @@ fn speeds(size: usize, times: &Times) -> Value {
     })
 }
 
-/// A machine profile, as `lmhead plan --profile` reads it.
+/// A machine profile in the form that `lmhead plan --profile` reads.
 fn profile(transport: &str, about: &Value, all: &BTreeMap<usize, Times>) -> Value {
     let cpus = about["cpus"].as_u64().expect("a number");
     let step = |size: usize, (rows, request): &(usize, Request)| {

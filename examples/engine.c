@@ -2,14 +2,13 @@
  *
  *   cc -std=c11 examples/engine.c $(pkg-config --cflags --libs lmhead) -lpthread -o engine && ./engine
  *
- * Every rank serves sequences of its own: it samples a token for each of them in every step, and has fewer
+ * Every rank serves its own sequences: in every step it samples a token for each of them, and it has fewer
  * rows as they end. A rank whose sequences have all ended is idle, and takes part in the steps like the
- * others. The engine runs over the library's exchange between threads and over a transport of its own, with
- * the three ways of saying how many rows there are; the tokens must be those of one rank with the whole head.
- * At the end a rank does not come, and the others must be told which.
+ * others. The engine runs over the library's exchange between threads and over a transport of its own, in
+ * each of the three modes of row counts; the tokens must be those of one rank with the whole head. Finally a
+ * rank does not come, and the others must get an error that names it.
  *
- * What stands for the model is a function of the last token and its position, so that there is something to
- * compare. */
+ * The model is replaced by a function of the last token and its position, so that tokens can be compared. */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
 #include <lmhead.h>
@@ -49,7 +48,7 @@ static void hidden_row(int64_t token, int64_t position, float row[HIDDEN]) {
     for (int i = 0; i < HIDDEN; i++) row[i] = number((uint64_t)(first + i));
 }
 
-/* Steps that a sequence of a rank lives: ranks are uneven, and rank 2 is idle from step 4 on. */
+/* The number of steps of a sequence: ranks are uneven, and rank 2 is idle from step 4 on. */
 static int lifetime(int rank, int sequence) {
     if (rank == 2) return 4;
     return STEPS - (rank + 2 * sequence) % 5;
@@ -93,14 +92,14 @@ static struct timespec deadline_of(const lmhead_call *call) {
     return at;
 }
 
-/* Why the own step goes no further, where a member has said so; else 0. */
+/* Fails the caller's step if a member has given up, with that member's notice; else 0. */
 static int32_t notice_of(room *in, lmhead_call *call) {
     if (!in->notice[0]) return LMHEAD_FAULT_NONE;
     memcpy(call->text, in->notice, sizeof in->notice);
     return call->peers[in->who].status = LMHEAD_FAULT_ABANDONED;
 }
 
-/* The same where what others have brought must not be looked at any more. */
+/* As notice_of, if the present collective is broken and the others' memory must not be read any more. */
 static int32_t broken(room *in, lmhead_call *call) {
     if (!in->broken) return LMHEAD_FAULT_NONE;
     if (in->notice[0]) return notice_of(in, call);
@@ -114,8 +113,8 @@ static int32_t missing(room *in, lmhead_call *call) {
     return LMHEAD_FAULT_TIMEOUT;
 }
 
-/* The collective takes place for all, or for none: it begins when the last one has come, and what a member
- * sends is looked at until all have copied it. */
+/* The collective takes place for all members or for none: it begins when the last one has come, and a
+ * member's memory is read until all have copied from it. */
 static int32_t all_to_all(void *user, lmhead_call *call, const lmhead_piece *send, const lmhead_piece *recv) {
     seat *own = user;
     room *in = own->in;
@@ -201,7 +200,7 @@ static lmhead_head *make_head(const rank *own, uint32_t timeout_ms) {
     return head;
 }
 
-/* Says how many rows the ranks bring. */
+/* Sets the row counts of the step, in the rank's mode. */
 static void set_counts(const rank *own, int step, lmhead_step *to, int64_t counts[RANKS]) {
     to->mode = own->mode;
     to->capacity = own->mode == LMHEAD_ROWS_EXACT ? 0 : SEQUENCES;
@@ -261,7 +260,7 @@ static void *serve(void *argument) {
             last[sequence_of[i]] = own->tokens[sequence_of[i]][at] = ids[i];
         }
     }
-    /* The best tokens after each rank's first sequence. */
+    /* The best next tokens of each rank's first sequence. */
     hidden_row(last[0], STEPS, hidden[0]);
     step = kinds[1];
     step.rows = 1;
@@ -275,7 +274,7 @@ static void *serve(void *argument) {
     return NULL;
 }
 
-/* A step to which the last rank comes too late. */
+/* A step that the last rank joins too late. */
 static void *miss(void *argument) {
     enum { LATE = RANKS - 1, DEADLINE_MS = 300 };
     rank *own = argument;

@@ -1,14 +1,14 @@
 """A transformers model generates with this library's LM head: `transformers_generate.py [--vocab 32000]`.
 
-The model is Llama-shaped, with random weights made on the spot. Three lines replace its head:
+The model is Llama-shaped, with random weights generated here. Three lines replace its head:
 
     import lmhead.torch
     head = lmhead.torch.replace_lm_head(model)
     model.generate(...)
 
-Greedy tokens of the f32 and the bf16 head are the model's own; of an int8 head the agreement is told. Then
-two data-parallel processes share the head over torch.distributed's gloo: one generates 32 tokens, the other
-is idle for half of these steps, and both get the tokens that they get alone.
+With the f32 and the bf16 head the greedy tokens are the model's own; for int8 heads the share of equal tokens
+is printed. Then two data-parallel processes share the head over torch.distributed's gloo: one generates 32
+tokens, the other is idle in half of these steps, and both get the same tokens as alone.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def alone(vocab):
         assert torch.equal(got, want), f"{name}: wanted {want.tolist()}, got {got.tolist()}"
         for quantization in ("w8a8", "w8a16"):
             model = make_model(vocab, dtype)
-            # Compared after each prefix of the text: one other token must not make all that follow differ.
+            # Compared after each prefix, so that one different token does not change all that follow.
             text = torch.cat([ids, want], dim=1)
             with torch.inference_mode():
                 own = model(text).logits.argmax(-1)
@@ -103,7 +103,7 @@ def rank(me, port, vocab, want):
         flush=True,
     )
     assert got[0].tolist() == want[me], f"rank {me}: wanted {want[me]}, got {got[0].tolist()}"
-    # Nobody leaves while the other is in a step.
+    # Neither may leave while the other is in a step.
     dist.barrier()
     head.head.close()
     exchange.close()
@@ -114,7 +114,7 @@ def shared(vocab):
     model = make_model(vocab, torch.bfloat16)
     want = [generate(model, prompt(vocab, of=me), n)[0].tolist() for me, n in ((0, TOKENS), (1, TOKENS // 2))]
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    # Not forked: a process that was has another's backend.
+    # Spawned, not forked: a forked process cannot use its parent's backend.
     mp.spawn(rank, (store.port, vocab, want), nprocs=2)
 
 

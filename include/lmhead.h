@@ -391,7 +391,7 @@ LMHEAD_API void lmhead_free(lmhead_head *head);
 /* How the other ranks' row counts are known. */
 enum {
     LMHEAD_ROWS_EXACT = 0,    /* every replica's are in `counts` */
-    LMHEAD_ROWS_CAPACITY = 1, /* a fixed shape, which a CUDA graph replays */
+    LMHEAD_ROWS_CAPACITY = 1, /* a static (padded) shape, which a CUDA graph replays */
     LMHEAD_ROWS_DISCOVER = 2  /* learned at the beginning of the step */
 };
 

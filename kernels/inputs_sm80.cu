@@ -1,4 +1,4 @@
-// Inputs of each row that lie in device memory: targets, sampling parameters, masks, additions (logit_bias),
+// Inputs of each row that lie in device memory: targets, sampling parameters, masks, logit bias,
 // penalties. They are checked where they are read: an illegal value leaves its row without an answer, and no
 // address is computed from it.
 #include "answers/digest.cuh"
@@ -98,7 +98,7 @@ DEVICE uint32_t mask_words(const AdjustmentPlaces &places, uint32_t ids) {
 
 DEVICE uint64_t message_bytes(const AdjustmentPlaces &places, uint32_t ids) {
   if (ids == 0) return 0;
-  return 4ull * mask_words(places, ids) + 8ull * places.additions +
+  return 4ull * mask_words(places, ids) + 8ull * places.logit_bias +
          (places.counts ? 16 + 8ull * places.counts : 0);
 }
 
@@ -213,17 +213,17 @@ STEP_KERNEL(pack_adjustments, PackAdjustmentsParams, 256, 4) {
   out += 4 * words;
 
   bool good = true;
-  if (places.additions) {
+  if (places.logit_bias) {
     Entries entries;
-    if (there && params.addition_offsets)
-      entries = entries_of(params.addition_offsets, row, params.addition_entries, places.additions);
+    if (there && params.logit_bias_offsets)
+      entries = entries_of(params.logit_bias_offsets, row, params.logit_bias_entries, places.logit_bias);
     const auto value = [&](uint64_t entry, uint32_t &word) {
-      word = ld_global_u32(params.addition_values + entry);
+      word = ld_global_u32(params.logit_bias_values + entry);
       return is_finite(word) || word == kMinusInfinity;
     };
-    good &= pack_entries(out, sent(places.additions), entries, params.addition_ids, params.vocab, ids, false,
-                         value);
-    out += 8 * places.additions;
+    good &= pack_entries(out, sent(places.logit_bias), entries, params.logit_bias_ids, params.vocab, ids,
+                         false, value);
+    out += 8 * places.logit_bias;
   }
   if (places.counts) {
     const auto number = [there, row](const float *from, uint32_t otherwise) {
@@ -274,10 +274,10 @@ STEP_KERNEL(digest_adjustments, PackAdjustmentsParams, 256, 4) {
     }
     return of;
   };
-  const Entries added = entries(params.addition_offsets, params.addition_entries, params.places.additions,
-                                params.addition_ids, 1);
+  const Entries added = entries(params.logit_bias_offsets, params.logit_bias_entries,
+                                params.places.logit_bias, params.logit_bias_ids, 1);
   for (uint32_t n = threadIdx.x; n < added.count; n += kThreads)
-    add(ld_global_u32(params.addition_values + added.first + n), 4, n);
+    add(ld_global_u32(params.logit_bias_values + added.first + n), 4, n);
   const Entries counted =
       entries(params.count_offsets, params.count_entries, params.places.counts, params.count_ids, 5);
   for (uint32_t n = threadIdx.x; n < counted.count; n += kThreads) {
@@ -318,10 +318,10 @@ STEP_KERNEL(unpack_adjustments, UnpackAdjustmentsParams, 256, 4) {
   const uint32_t row = blockIdx.x;
   const uint8_t *from =
       params.data + row * message_bytes(places, params.ids) + 4 * mask_words(places, params.ids);
-  if (places.additions) {
-    unpack_entries(from, row, params.rows, places.additions, params.addition_offsets, params.addition_ids,
-                   reinterpret_cast<uint32_t *>(params.addition_values));
-    from += 8 * places.additions;
+  if (places.logit_bias) {
+    unpack_entries(from, row, params.rows, places.logit_bias, params.logit_bias_offsets,
+                   params.logit_bias_ids, reinterpret_cast<uint32_t *>(params.logit_bias_values));
+    from += 8 * places.logit_bias;
   }
   if (!places.counts) return;
   if (threadIdx.x == 0) {

@@ -16,10 +16,10 @@ STEP_KERNEL(pack_rows, PackRowsParams, 256, 4) {
     const bool aligned = (uint64_t(params.rows.data) | params.rows.pitch) % 16 == 0;
     for (uint32_t at = 16 * threadIdx.x; at < params.row_bytes; at += 16 * blockDim.x) {
       const uint32_t left = params.row_bytes - at;
-      U32x4 piece = {};
+      U32x4 vector = {};
       if (there)
-        piece = aligned && left >= 16 ? ld_global_v4(from + at) : matmul::load_halves(from + at, left);
-      st_global_v4(to + at, piece);
+        vector = aligned && left >= 16 ? ld_global_v4(from + at) : matmul::load_halves(from + at, left);
+      st_global_v4(to + at, vector);
     }
   } else {
     for (uint32_t at = 2 * threadIdx.x; at < params.row_bytes; at += 2 * blockDim.x)

@@ -12,30 +12,30 @@ typedef struct TensorMap {
   uint8_t opaque[128];
 } __attribute__((aligned(64))) TensorMap;
 
-/* kernels/carriers: out[m, n] = sum over k of a[m, k]·b[n, k]. All row-major and contiguous. */
+/* kernels/microkernels: out[m, n] = sum over k of a[m, k]·b[n, k]. All row-major and contiguous. */
 
 /* int8 through cp.async and mma.sync. hidden is a multiple of 16. */
-typedef struct MmaCarrierParams {
+typedef struct MmaMicrokernelParams {
   const int8_t *weights; /* [vocab, hidden] */
   const int8_t *rows;    /* [row_count, hidden] */
   int32_t *out;          /* [row_count, vocab] */
   uint32_t vocab;
   uint32_t row_count;
   uint32_t hidden;
-} MmaCarrierParams;
+} MmaMicrokernelParams;
 
 /* 16-bit or int8 through TMA and wgmma. */
-typedef struct WgmmaCarrierParams {
+typedef struct WgmmaMicrokernelParams {
   TensorMap weights; /* [vocab, hidden], boxes of 64 rows x 128 bytes, 128-byte swizzle */
   TensorMap rows;    /* [row_count, hidden], boxes of the kernel's row tile x 128 bytes, 128-byte swizzle */
   void *out;         /* [row_count, vocab], f32 or int32 */
   uint32_t vocab;
   uint32_t row_count;
   uint32_t hidden;
-} WgmmaCarrierParams;
+} WgmmaMicrokernelParams;
 
 /* bf16: TMA for the weights, cp.async for rows that are picked by index. */
-typedef struct GatherCarrierParams {
+typedef struct GatherMicrokernelParams {
   TensorMap weights;         /* [vocab, hidden], boxes of 64 rows x 128 bytes, 128-byte swizzle */
   const uint16_t *rows;      /* [source_rows, hidden] bf16 */
   const int32_t *indices;    /* [row_count] into rows; one out of range is a row of zeros */
@@ -44,7 +44,7 @@ typedef struct GatherCarrierParams {
   uint32_t row_count;
   uint32_t source_rows;
   uint32_t hidden;
-} GatherCarrierParams;
+} GatherMicrokernelParams;
 
 /* The matmul kernels: logits[row, id] = epilogue(sum over k of rows[row, k]·weights[id, k]), for a shard of
  * `vocab` ids. Addresses that may be null say so; a null one means "none". */
@@ -94,19 +94,19 @@ typedef struct LogitMatrix {
  * 0. */
 typedef struct LogitAdjustments {
   /* [row_count + 1], may be null: row i has entries offsets[i]..offsets[i + 1] */
-  const uint32_t *addition_offsets;
-  const uint32_t *addition_ids;     /* [entries], ascending within a row; equal ones are added in order */
-  const float *addition_values;     /* [entries] */
-  const uint32_t *count_offsets;    /* [row_count + 1], may be null: no penalties */
-  const uint32_t *count_ids;        /* [entries], ascending within a row, each once */
-  const uint32_t *counts;           /* [entries]: 2·(times in the output) + (in the prompt) */
-  const float *repetition;          /* [row_count] */
-  const float *frequency;           /* [row_count] */
-  const float *presence;            /* [row_count] */
+  const uint32_t *logit_bias_offsets;
+  const uint32_t *logit_bias_ids;     /* [entries], ascending within a row; equal ones are added in order */
+  const float *logit_bias_values;     /* [entries] */
+  const uint32_t *count_offsets;      /* [row_count + 1], may be null: no penalties */
+  const uint32_t *count_ids;          /* [entries], ascending within a row, each once */
+  const uint32_t *counts;             /* [entries]: 2·(times in the output) + (in the prompt) */
+  const float *repetition;            /* [row_count] */
+  const float *frequency;             /* [row_count] */
+  const float *presence;              /* [row_count] */
   /* [row_count, allowed_pitch] words, may be null: bit id % 32 of word id / 32 */
   const uint32_t *allowed;
-  uint64_t allowed_pitch;           /* words from row to row */
-  const float *temperatures;        /* [row_count], may be null: divides the row's logits, unless it is 0 */
+  uint64_t allowed_pitch;             /* words from row to row */
+  const float *temperatures;          /* [row_count], may be null: divides the row's logits, unless it is 0 */
 } LogitAdjustments;
 
 /* A vocabulary id and its f32 logit. */
@@ -158,6 +158,15 @@ typedef struct TilePartials {
   uint32_t target_count; /* of a row; 0: none */
 } TilePartials;
 
+/* Fewest and most stages of k in shared memory: of a ring that cp.async fills, and of wgmma_matmul's, which
+ * no device has room for more of. */
+enum LmheadStages {
+  LMHEAD_MIN_STAGES = 3,
+  LMHEAD_MAX_STAGES = 16,
+  LMHEAD_WGMMA_MIN_STAGES = 2,
+  LMHEAD_WGMMA_MAX_STAGES = 16
+};
+
 typedef struct MatmulParams {
   WeightMatrix weights;
   RowMatrix rows;          /* address and pitch are multiples of 16 */
@@ -172,8 +181,7 @@ typedef struct MatmulParams {
   uint32_t vocab;
   uint32_t row_count;
   uint32_t hidden;
-  /* of k in shared memory: 3 to 16, of wgmma_matmul 2 to 16, as many as the launch has room for */
-  uint32_t stages;
+  uint32_t stages;    /* within LmheadStages; the launch has room for them */
 } MatmulParams;
 
 /* kernels/target_logits_sm80.cu: the logits of single ids of each row, with the product's bits, and before
@@ -194,15 +202,16 @@ enum LmheadTargetTile { LMHEAD_TARGET_ROWS = 8, LMHEAD_TARGETS = 8, LMHEAD_TARGE
  * row, those that fill the last tile included. */
 typedef struct StageRowsParams {
   RowMatrix rows;
-  uint8_t *out;            /* [tiles of tile_rows rows][columns of 128 bytes of k][tile_rows][128 bytes],
-                              aligned to 16, each tile_rows x 128 bytes swizzled; zeros behind the last row
-                              and the end of k */
+  uint8_t *out;            /* [tiles of block_m rows][columns of 128 bytes of k][block_m][128 bytes],
+                              aligned to 16, each block_m x 128 bytes swizzled; zeros behind the last row
+                              and the end of k. For 8-bit weights and 16-bit rows an even number of columns,
+                              and of each 16 elements first 0, 1, 4, 5, 8, 9, 12, 13, then the others */
   float *scales;           /* [row_count]; of rows that are quantised */
   uint32_t *status;        /* [row_count] is stored: status_before and what is found */
   uint32_t *bars;          /* [row_count] zeros are stored; may be null */
   uint32_t row_count;
   uint32_t hidden;
-  uint32_t tile_rows;      /* a multiple of 8 */
+  uint32_t block_m;        /* a multiple of 8 */
   uint32_t status_before;  /* LMHEAD_STATUS_* */
 } StageRowsParams;
 
@@ -616,12 +625,12 @@ typedef struct SamplingRowsParams {
 
 /* What a row's message to a shard has, one behind the other; nothing for a shard without ids:
  *   masks: a bit of each id, in an even number of words
- *   additions: as many places for {id in the shard, f32}, ascending by id; UINT32_MAX where there are fewer
+ *   logit_bias: as many places for {id in the shard, f32}, ascending by id; UINT32_MAX where there are fewer
  *   counts: repetition, frequency, presence, 0; then as many places for {id in the shard, 2·count + in the
  *   prompt} */
 typedef struct AdjustmentPlaces {
   uint32_t masks;          /* 1: there is one */
-  uint32_t additions;      /* places of a row; 0: none */
+  uint32_t logit_bias;     /* places of a row; 0: none */
   uint32_t counts;
   uint32_t none;           /* 0 */
 } AdjustmentPlaces;
@@ -631,48 +640,48 @@ typedef struct AdjustmentPlaces {
  * allowed and no entries. A block has a row's message to one shard. Of digest_adjustments `out` is [rows]
  * digests of 64 bits, and a block has a row. */
 typedef struct PackAdjustmentsParams {
-  const uint32_t *allowed;         /* [rows, ceil(vocab / 32)], may be null: all are */
-  const int64_t *addition_offsets; /* [rows + 1], may be null: none; row i has entries offsets[i].. */
-  const int64_t *addition_ids;     /* [addition_entries]; in any order, ascending is fastest; those of one id
-                                      stay in theirs */
-  const float *addition_values;    /* finite, or minus infinity */
-  const int64_t *count_offsets;    /* [rows + 1], may be null: no counts */
-  const int64_t *count_ids;        /* [count_entries]; likewise, each once in a row */
-  const uint32_t *counts;          /* below 2^31 */
-  const uint8_t *in_prompt;        /* 0 or 1 */
-  const float *repetition;         /* [rows], may be null: 1; above 0 and finite */
-  const float *frequency;          /* [rows], may be null: 0; finite */
-  const float *presence;           /* [rows], may be null: 0; finite */
-  uint64_t addition_entries;
+  const uint32_t *allowed;           /* [rows, ceil(vocab / 32)], may be null: all are */
+  const int64_t *logit_bias_offsets; /* [rows + 1], may be null: none; row i has entries offsets[i].. */
+  const int64_t *logit_bias_ids;     /* [logit_bias_entries]; in any order, ascending is fastest; those of one
+                                        id stay in theirs */
+  const float *logit_bias_values;    /* finite, or minus infinity */
+  const int64_t *count_offsets;      /* [rows + 1], may be null: no counts */
+  const int64_t *count_ids;          /* [count_entries]; likewise, each once in a row */
+  const uint32_t *counts;            /* below 2^31 */
+  const uint8_t *in_prompt;          /* 0 or 1 */
+  const float *repetition;           /* [rows], may be null: 1; above 0 and finite */
+  const float *frequency;            /* [rows], may be null: 0; finite */
+  const float *presence;             /* [rows], may be null: 0; finite */
+  uint64_t logit_bias_entries;
   uint64_t count_entries;
-  uint8_t *out;                    /* aligned to 8 */
-  uint32_t *status;                /* [rows] */
-  AdjustmentPlaces places;         /* a row with more entries is one that cannot be */
-  uint32_t rows;                   /* own ones */
+  uint8_t *out;                      /* aligned to 8 */
+  uint32_t *status;                  /* [rows] */
+  AdjustmentPlaces places;           /* a row with more entries is one that cannot be */
+  uint32_t rows;                     /* own ones */
   uint32_t parts;
   uint32_t part_rows;
   uint32_t vocab;
-  uint32_t shards;                 /* as PartialParts.part_ids = 0 */
-  uint32_t first_shard;            /* destination j is shard first_shard + j·shard_step */
+  uint32_t shards;                   /* as PartialParts.part_ids = 0 */
+  uint32_t first_shard;              /* destination j is shard first_shard + j·shard_step */
   uint32_t shard_step;
-  uint32_t none;                   /* 0 */
+  uint32_t none;                     /* 0 */
 } PackAdjustmentsParams;
 
 /* Messages for one shard -> LogitAdjustments; masks stay where they are. A block has a row. */
 typedef struct UnpackAdjustmentsParams {
-  const uint8_t *data;        /* [rows] messages, aligned to 8 */
-  uint32_t *addition_offsets; /* [rows + 1] */
-  uint32_t *addition_ids;     /* [rows, places.additions] */
-  float *addition_values;
-  uint32_t *count_offsets;    /* [rows + 1] */
-  uint32_t *count_ids;        /* [rows, places.counts] */
+  const uint8_t *data;          /* [rows] messages, aligned to 8 */
+  uint32_t *logit_bias_offsets; /* [rows + 1] */
+  uint32_t *logit_bias_ids;     /* [rows, places.logit_bias] */
+  float *logit_bias_values;
+  uint32_t *count_offsets;      /* [rows + 1] */
+  uint32_t *count_ids;          /* [rows, places.counts] */
   uint32_t *counts;
-  float *repetition;          /* [rows] */
+  float *repetition;            /* [rows] */
   float *frequency;
   float *presence;
   AdjustmentPlaces places;
   uint32_t rows;
-  uint32_t ids;               /* of the shard */
+  uint32_t ids;                 /* of the shard */
 } UnpackAdjustmentsParams;
 
 /* kernels/set_words_sm80.cu: what a step begins with, words of one value each. */
@@ -701,8 +710,8 @@ typedef struct QuantizeRowsParams {
 
 /* kernels/read_stream_sm80.cu: reads an array. */
 typedef struct ReadStreamParams {
-  const void *data;   /* [pieces] of 16 bytes, 16-byte aligned */
-  uint64_t pieces;
+  const void *data;   /* [vectors] of 16 bytes, 16-byte aligned */
+  uint64_t vectors;
   uint32_t *out;      /* [1]: the sum of all 32-bit words is added to it, modulo 2^32 */
 } ReadStreamParams;
 
@@ -744,9 +753,9 @@ enum LmheadFill {
 
 /* kernels/check/fill_sm80.cu. */
 typedef struct FillParams {
-  void *out;           /* [pieces] of 16 bytes, 16-byte aligned */
-  uint64_t pieces;
-  uint64_t first;      /* pieces before the first one, of a larger array whose part this is */
+  void *out;           /* [vectors] of 16 bytes, 16-byte aligned */
+  uint64_t vectors;
+  uint64_t first;      /* vectors before the first one, of a larger array whose part this is */
   uint64_t seed;
   /* elements; of small integers the first of each row is 127, below 2^32. 0: none, as of E4M3 */
   uint32_t row;

@@ -23,13 +23,13 @@ DEVICE void quantize(Type type, const QuantizeRowsParams &p) {
   const Scale scale = Scale::of(largest_magnitude(type, from, hidden, aligned));
   if (threadIdx.x == 0) st_global_f32(p.scales + row, scale.value);
 
-  float v[kPiece];
+  float v[kChunk];
   int8_t *out = p.out + row * p.out_pitch;
-  for (uint32_t k = threadIdx.x * kPiece; k < p.out_pitch; k += kThreads * kPiece) {
+  for (uint32_t k = threadIdx.x * kChunk; k < p.out_pitch; k += kThreads * kChunk) {
     uint32_t words[4] = {};
     if (!scale.zeros && k < hidden) {
-      piece(type, from, k, hidden, aligned, v);
-      quantize_piece(v, scale, words);
+      load_chunk(type, from, k, hidden, aligned, v);
+      quantize_chunk(v, scale, words);
     }
     st_global_v4(out + k, {words[0], words[1], words[2], words[3]});
   }

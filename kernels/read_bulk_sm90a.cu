@@ -3,12 +3,12 @@
 //     out[0] += sum of all words, modulo 2^32, so that no copy can be left out
 //
 // A warp copies 32 KB at a time, six such stages ahead; four warps add up what has landed.
-#include "carriers/tile.cuh"
+#include "microkernels/tile.cuh"
 #include "step.cuh"
 
 namespace {
 
-using namespace carriers;
+using namespace microkernels;
 
 constexpr uint32_t kStages = 6, kStageBytes = 32768, kConsumers = 4;  // the warps that add
 

@@ -1,6 +1,6 @@
 // Rows picked by index -> the order in which wgmma_matmul copies them to shared memory, as they are or
 // quantised to int8:
-//     [tiles of tile_rows rows][columns of 128 bytes of k][tile_rows][128 bytes, swizzled]
+//     [tiles of block_m rows][columns of 128 bytes of k][block_m][128 bytes, swizzled]
 // The product then needs neither indices nor cases for alignment or the end of k: one bulk copy brings a
 // stage's rows. A block has a row. Rows behind the last, rows with a bad index and bytes behind the end of k
 // are zeros.
@@ -31,23 +31,38 @@ struct Row {
     aligned = (uint64_t(p.rows.data) | p.rows.pitch) % 16 == 0;
   }
 
-  // Stores 16 bytes, the row's piece number `piece`.
-  DEVICE void store(uint32_t columns, uint32_t piece, const U32x4 &v) const {
-    const uint32_t tile = blockIdx.x / p.tile_rows, row = blockIdx.x % p.tile_rows;
-    const uint64_t column = (uint64_t(tile) * columns + piece / 8) * p.tile_rows * kRowBytes;
-    st_global_v4(p.out + column + piece_address(0, row, piece % 8), v);
+  // Loads 16 bytes of 16-bit elements, the row's vector number `vector`; zeros behind its end.
+  DEVICE U32x4 load(uint32_t vector) const {
+    const uint32_t bytes = matmul::vector_bytes<2>(8 * vector, hidden);
+    const uint8_t *at = from + 16 * uint64_t(vector);
+    if (!bytes) return {0, 0, 0, 0};
+    return aligned && bytes == 16 ? ld_global_v4(at) : matmul::load_halves(at, bytes);
+  }
+
+  // Stores them.
+  DEVICE void store(uint32_t columns, uint32_t vector, const U32x4 &v) const {
+    const uint32_t tile = blockIdx.x / p.block_m, row = blockIdx.x % p.block_m;
+    const uint64_t column = (uint64_t(tile) * columns + vector / 8) * p.block_m * kRowBytes;
+    st_global_v4(p.out + column + vector_address(0, row, vector % 8), v);
   }
 };
 
 DEVICE void stage_as_they_are(const StageRowsParams &p) {
   const Row row(p);
   const uint32_t columns = hopper::columns_of<2>(p.hidden);
-  for (uint32_t piece = threadIdx.x; piece < 8 * columns; piece += kThreads) {
-    const uint32_t bytes = matmul::piece_bytes<2>(8 * piece, row.hidden);
-    const uint8_t *from = row.from + 16 * uint64_t(piece);
-    U32x4 v = {0, 0, 0, 0};
-    if (bytes) v = row.aligned && bytes == 16 ? ld_global_v4(from) : matmul::load_halves(from, bytes);
-    row.store(columns, piece, v);
+  for (uint32_t vector = threadIdx.x; vector < 8 * columns; vector += kThreads)
+    row.store(columns, vector, row.load(vector));
+}
+
+// For 8-bit weights that are widened in registers: within 16 elements, those that an instruction multiplies
+// by the weights of a thread's first halves, then those of its second (Consumer::multiply_widened).
+DEVICE void stage_interleaved(const StageRowsParams &p) {
+  const Row row(p);
+  const uint32_t columns = 2 * hopper::columns_of<1>(p.hidden);
+  for (uint32_t vector = 2 * threadIdx.x; vector < 8 * columns; vector += 2 * kThreads) {
+    const U32x4 v = row.load(vector), w = row.load(vector + 1);
+    row.store(columns, vector, {v.x, v.z, w.x, w.z});
+    row.store(columns, vector + 1, {v.y, v.w, w.y, w.w});
   }
 }
 
@@ -57,12 +72,12 @@ DEVICE void stage_quantised(Type type, const StageRowsParams &p) {
   const uint32_t columns = hopper::columns_of<1>(p.hidden);
   const Scale scale = Scale::of(largest_magnitude(type, row.from, row.hidden, row.aligned));
   if (threadIdx.x == 0 && blockIdx.x < p.row_count) st_global_f32(p.scales + blockIdx.x, scale.value);
-  float v[kPiece];
+  float v[kChunk];
   for (uint32_t n = threadIdx.x; n < 8 * columns; n += kThreads) {
     uint32_t words[4] = {};
-    if (!scale.zeros && n * kPiece < row.hidden) {
-      piece(type, row.from, n * kPiece, row.hidden, row.aligned, v);
-      quantize_piece(v, scale, words);
+    if (!scale.zeros && n * kChunk < row.hidden) {
+      load_chunk(type, row.from, n * kChunk, row.hidden, row.aligned, v);
+      quantize_chunk(v, scale, words);
     }
     row.store(columns, n, {words[0], words[1], words[2], words[3]});
   }
@@ -71,6 +86,7 @@ DEVICE void stage_quantised(Type type, const StageRowsParams &p) {
 }  // namespace
 
 STEP_KERNEL(stage_rows, StageRowsParams, 256, 4) { stage_as_they_are(params); }
+STEP_KERNEL(stage_rows_interleaved, StageRowsParams, 256, 4) { stage_interleaved(params); }
 STEP_KERNEL(stage_rows_int8_bf16, StageRowsParams, 256, 4) { stage_quantised(Bf16{}, params); }
 STEP_KERNEL(stage_rows_int8_f16, StageRowsParams, 256, 4) { stage_quantised(F16{}, params); }
 STEP_KERNEL(stage_rows_int8_f32, StageRowsParams, 256, 4) { stage_quantised(F32{}, params); }

@@ -1,12 +1,12 @@
-//! Adjustments: what a request changes in a row's logits before they are compared or summed. Masks, additions
-//! (also known as logit bias), penalties.
+//! Adjustments: what a request changes in a row's logits before they are compared or summed. Masks, logit
+//! bias, penalties.
 //!
 //! Adjustments come after the epilogue (dequantise -> bias -> softcap -> scale) and before everything else:
 //! candidates, sums, output rounding. Their order is that of vLLM's sampler (`v1/sample/sampler.py`:
 //! whitelist, logit bias, penalties) and of Hugging Face's `_get_logits_processor` (sequence bias, then
 //! repetition penalty):
 //!
-//! 1. **additions**: `l += value`; values for the same id are added in the order given;
+//! 1. **logit bias**: `l += value`; values for the same id are added in the order given;
 //! 2. **penalties**: repetition on ids of the prompt or the output, `l > 0 ? l / r : l * r` (Keskar et al.,
 //!    "CTRL", 2019; Hugging Face `RepetitionPenaltyLogitsProcessor`; vLLM `apply_repetition_penalties`), then
 //!    `l -= frequency * count`, then `l -= presence` where `count > 0`; `count` is that of the output alone
@@ -47,8 +47,10 @@
 //! An engine passes [`Adjustments`] for its own rows over the whole vocabulary; each shard is sent only its
 //! slice ([`ShardAdjustments`]).
 
+mod device;
 mod shard;
 
+pub use device::DeviceAdjustments;
 pub(crate) use shard::PackedAt;
 pub use shard::ShardAdjustments;
 
@@ -63,13 +65,13 @@ pub struct Adjustments<'a> {
     /// is allowed. The layout of xgrammar's and llguidance's token bitmasks. Bits beyond the vocabulary are
     /// ignored.
     pub allowed: Option<&'a [i32]>,
-    pub additions: Option<Additions<'a>>,
+    pub logit_bias: Option<LogitBias<'a>>,
     pub penalties: Option<Penalties<'a>>,
 }
 
 /// Values added to single logits (logit bias), by row (CSR).
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Additions<'a> {
+pub struct LogitBias<'a> {
     /// `[rows + 1]`: row i has entries `offsets[i]..offsets[i + 1]`.
     pub offsets: &'a [usize],
     /// `[entries]`, in any order.
@@ -130,12 +132,12 @@ impl<'a> Adjustments<'a> {
                 "pass one row of the mask for each output row",
             ));
         }
-        if let Some(a) = &self.additions {
-            check_csr("additions", a.offsets, a.ids, rows, vocab_size)?;
-            check_length("additions: values", a.values.len(), a.ids.len(), "one for each id")?;
+        if let Some(a) = &self.logit_bias {
+            check_csr("logit_bias", a.offsets, a.ids, rows, vocab_size)?;
+            check_length("logit_bias: values", a.values.len(), a.ids.len(), "one for each id")?;
             if let Some(at) = a.values.iter().position(|v| v.is_nan() || *v == f32::INFINITY) {
                 return Err(Error::request(
-                    format!("additions: value of row {}, id {}", row_of(a.offsets, at), a.ids[at]),
+                    format!("logit_bias: value of row {}, id {}", row_of(a.offsets, at), a.ids[at]),
                     "a finite number or minus infinity",
                     a.values[at],
                     "leave out the entry, or forbid the id with minus infinity",
@@ -150,7 +152,7 @@ impl<'a> Adjustments<'a> {
 
     /// True where there is nothing to apply.
     pub fn is_empty(&self) -> bool {
-        self.allowed.is_none() && self.additions.is_none() && self.penalties.is_none()
+        self.allowed.is_none() && self.logit_bias.is_none() && self.penalties.is_none()
     }
 
     /// The adjustments of `rows` for the ids `vocab`, as bytes for [`ShardAdjustments::push_encoded`].

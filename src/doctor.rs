@@ -51,8 +51,13 @@ pub fn examine() -> Vec<Check> {
     checks
 }
 
-/// The processor's name, with which measured results are labelled.
-pub fn processor_name() -> String {
+/// The processor, the system and the architecture, with which measured results are labelled.
+pub fn machine_name() -> String {
+    format!("{}, {} {}", processor_name(), std::env::consts::OS, std::env::consts::ARCH)
+}
+
+/// The processor's name.
+fn processor_name() -> String {
     let brand = brand().filter(|name| !name.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.into());
     match family_and_model() {
         Some((family, model)) => format!("{brand} (family {family}, model {model})"),

@@ -267,7 +267,7 @@ pub fn on_host(what: Finish<'_>, scratch: &mut Scratch) -> Result<()> {
                 for i in 0..n {
                     let target = targets[row * n + i];
                     (logprobs[row * n + i], ranks[row * n + i]) = if good && target.id != NO_TARGET {
-                        (logprob(target.value), i64::from(merge.better()[i]) + 1)
+                        (logprob(target.value), i64::from(merge.num_greater()[i]) + 1)
                     } else {
                         (f32::NAN, -1)
                     };

@@ -62,7 +62,7 @@ use crate::weights::{HeadShard, ShardInfo};
 use buffers::Arena;
 use deferred::Known;
 use recorder::QueuedSteps;
-use run::Scratch;
+use run::StepScratch;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -98,7 +98,7 @@ pub struct LmHead {
     queued: Arc<QueuedSteps>,
     /// Kinds of steps that have run before: their memory exists when they come again.
     known: Known,
-    scratch: Scratch,
+    scratch: StepScratch,
     /// An answer, until it is whole.
     answer: Arena,
 }
@@ -151,6 +151,7 @@ impl LmHead {
             queued: false,
             defers: false,
             deferred: false,
+            stream: None,
             padded: false,
             compared: false,
             stats: StepStats::default(),
@@ -183,7 +184,7 @@ impl LmHead {
             }),
             aborts,
             known,
-            scratch: Scratch::default(),
+            scratch: StepScratch::default(),
             answer: Arena::default(),
         };
         let call = head.creation_call(Operation::Create);
@@ -289,7 +290,7 @@ impl LmHead {
     /// what the backend and the exchange keep in the same way. The next steps allocate anew. Not collective:
     /// other ranks need not do the same.
     pub fn release_memory(&mut self) {
-        (self.scratch, self.answer) = (Scratch::default(), Arena::default());
+        (self.scratch, self.answer) = (StepScratch::default(), Arena::default());
         self.known.clear();
         if let Some(loaded) = &mut self.loaded {
             loaded.release_memory();

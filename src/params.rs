@@ -30,7 +30,7 @@ const _: () = {
 #[doc = " int8 through cp.async and mma.sync. hidden is a multiple of 16."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
-pub struct MmaCarrierParams {
+pub struct MmaMicrokernelParams {
     #[doc = " [vocab, hidden]"]
     pub weights: *const i8,
     #[doc = " [row_count, hidden]"]
@@ -43,23 +43,26 @@ pub struct MmaCarrierParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of MmaCarrierParams"][::core::mem::size_of::<MmaCarrierParams>() - 40usize];
-    ["Alignment of MmaCarrierParams"][::core::mem::align_of::<MmaCarrierParams>() - 8usize];
-    ["Offset of field: MmaCarrierParams::weights"]
-        [::core::mem::offset_of!(MmaCarrierParams, weights) - 0usize];
-    ["Offset of field: MmaCarrierParams::rows"][::core::mem::offset_of!(MmaCarrierParams, rows) - 8usize];
-    ["Offset of field: MmaCarrierParams::out"][::core::mem::offset_of!(MmaCarrierParams, out) - 16usize];
-    ["Offset of field: MmaCarrierParams::vocab"][::core::mem::offset_of!(MmaCarrierParams, vocab) - 24usize];
-    ["Offset of field: MmaCarrierParams::row_count"]
-        [::core::mem::offset_of!(MmaCarrierParams, row_count) - 28usize];
-    ["Offset of field: MmaCarrierParams::hidden"]
-        [::core::mem::offset_of!(MmaCarrierParams, hidden) - 32usize];
+    ["Size of MmaMicrokernelParams"][::core::mem::size_of::<MmaMicrokernelParams>() - 40usize];
+    ["Alignment of MmaMicrokernelParams"][::core::mem::align_of::<MmaMicrokernelParams>() - 8usize];
+    ["Offset of field: MmaMicrokernelParams::weights"]
+        [::core::mem::offset_of!(MmaMicrokernelParams, weights) - 0usize];
+    ["Offset of field: MmaMicrokernelParams::rows"]
+        [::core::mem::offset_of!(MmaMicrokernelParams, rows) - 8usize];
+    ["Offset of field: MmaMicrokernelParams::out"]
+        [::core::mem::offset_of!(MmaMicrokernelParams, out) - 16usize];
+    ["Offset of field: MmaMicrokernelParams::vocab"]
+        [::core::mem::offset_of!(MmaMicrokernelParams, vocab) - 24usize];
+    ["Offset of field: MmaMicrokernelParams::row_count"]
+        [::core::mem::offset_of!(MmaMicrokernelParams, row_count) - 28usize];
+    ["Offset of field: MmaMicrokernelParams::hidden"]
+        [::core::mem::offset_of!(MmaMicrokernelParams, hidden) - 32usize];
 };
 #[doc = " 16-bit or int8 through TMA and wgmma."]
 #[repr(C)]
 #[repr(align(64))]
 #[derive(Debug, Copy, Clone, PartialEq)]
-pub struct WgmmaCarrierParams {
+pub struct WgmmaMicrokernelParams {
     #[doc = " [vocab, hidden], boxes of 64 rows x 128 bytes, 128-byte swizzle"]
     pub weights: TensorMap,
     #[doc = " [row_count, hidden], boxes of the kernel's row tile x 128 bytes, 128-byte swizzle"]
@@ -72,25 +75,26 @@ pub struct WgmmaCarrierParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WgmmaCarrierParams"][::core::mem::size_of::<WgmmaCarrierParams>() - 320usize];
-    ["Alignment of WgmmaCarrierParams"][::core::mem::align_of::<WgmmaCarrierParams>() - 64usize];
-    ["Offset of field: WgmmaCarrierParams::weights"]
-        [::core::mem::offset_of!(WgmmaCarrierParams, weights) - 0usize];
-    ["Offset of field: WgmmaCarrierParams::rows"]
-        [::core::mem::offset_of!(WgmmaCarrierParams, rows) - 128usize];
-    ["Offset of field: WgmmaCarrierParams::out"][::core::mem::offset_of!(WgmmaCarrierParams, out) - 256usize];
-    ["Offset of field: WgmmaCarrierParams::vocab"]
-        [::core::mem::offset_of!(WgmmaCarrierParams, vocab) - 264usize];
-    ["Offset of field: WgmmaCarrierParams::row_count"]
-        [::core::mem::offset_of!(WgmmaCarrierParams, row_count) - 268usize];
-    ["Offset of field: WgmmaCarrierParams::hidden"]
-        [::core::mem::offset_of!(WgmmaCarrierParams, hidden) - 272usize];
+    ["Size of WgmmaMicrokernelParams"][::core::mem::size_of::<WgmmaMicrokernelParams>() - 320usize];
+    ["Alignment of WgmmaMicrokernelParams"][::core::mem::align_of::<WgmmaMicrokernelParams>() - 64usize];
+    ["Offset of field: WgmmaMicrokernelParams::weights"]
+        [::core::mem::offset_of!(WgmmaMicrokernelParams, weights) - 0usize];
+    ["Offset of field: WgmmaMicrokernelParams::rows"]
+        [::core::mem::offset_of!(WgmmaMicrokernelParams, rows) - 128usize];
+    ["Offset of field: WgmmaMicrokernelParams::out"]
+        [::core::mem::offset_of!(WgmmaMicrokernelParams, out) - 256usize];
+    ["Offset of field: WgmmaMicrokernelParams::vocab"]
+        [::core::mem::offset_of!(WgmmaMicrokernelParams, vocab) - 264usize];
+    ["Offset of field: WgmmaMicrokernelParams::row_count"]
+        [::core::mem::offset_of!(WgmmaMicrokernelParams, row_count) - 268usize];
+    ["Offset of field: WgmmaMicrokernelParams::hidden"]
+        [::core::mem::offset_of!(WgmmaMicrokernelParams, hidden) - 272usize];
 };
 #[doc = " bf16: TMA for the weights, cp.async for rows that are picked by index."]
 #[repr(C)]
 #[repr(align(64))]
 #[derive(Debug, Copy, Clone, PartialEq)]
-pub struct GatherCarrierParams {
+pub struct GatherMicrokernelParams {
     #[doc = " [vocab, hidden], boxes of 64 rows x 128 bytes, 128-byte swizzle"]
     pub weights: TensorMap,
     #[doc = " [source_rows, hidden] bf16"]
@@ -106,24 +110,24 @@ pub struct GatherCarrierParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of GatherCarrierParams"][::core::mem::size_of::<GatherCarrierParams>() - 192usize];
-    ["Alignment of GatherCarrierParams"][::core::mem::align_of::<GatherCarrierParams>() - 64usize];
-    ["Offset of field: GatherCarrierParams::weights"]
-        [::core::mem::offset_of!(GatherCarrierParams, weights) - 0usize];
-    ["Offset of field: GatherCarrierParams::rows"]
-        [::core::mem::offset_of!(GatherCarrierParams, rows) - 128usize];
-    ["Offset of field: GatherCarrierParams::indices"]
-        [::core::mem::offset_of!(GatherCarrierParams, indices) - 136usize];
-    ["Offset of field: GatherCarrierParams::out"]
-        [::core::mem::offset_of!(GatherCarrierParams, out) - 144usize];
-    ["Offset of field: GatherCarrierParams::vocab"]
-        [::core::mem::offset_of!(GatherCarrierParams, vocab) - 152usize];
-    ["Offset of field: GatherCarrierParams::row_count"]
-        [::core::mem::offset_of!(GatherCarrierParams, row_count) - 156usize];
-    ["Offset of field: GatherCarrierParams::source_rows"]
-        [::core::mem::offset_of!(GatherCarrierParams, source_rows) - 160usize];
-    ["Offset of field: GatherCarrierParams::hidden"]
-        [::core::mem::offset_of!(GatherCarrierParams, hidden) - 164usize];
+    ["Size of GatherMicrokernelParams"][::core::mem::size_of::<GatherMicrokernelParams>() - 192usize];
+    ["Alignment of GatherMicrokernelParams"][::core::mem::align_of::<GatherMicrokernelParams>() - 64usize];
+    ["Offset of field: GatherMicrokernelParams::weights"]
+        [::core::mem::offset_of!(GatherMicrokernelParams, weights) - 0usize];
+    ["Offset of field: GatherMicrokernelParams::rows"]
+        [::core::mem::offset_of!(GatherMicrokernelParams, rows) - 128usize];
+    ["Offset of field: GatherMicrokernelParams::indices"]
+        [::core::mem::offset_of!(GatherMicrokernelParams, indices) - 136usize];
+    ["Offset of field: GatherMicrokernelParams::out"]
+        [::core::mem::offset_of!(GatherMicrokernelParams, out) - 144usize];
+    ["Offset of field: GatherMicrokernelParams::vocab"]
+        [::core::mem::offset_of!(GatherMicrokernelParams, vocab) - 152usize];
+    ["Offset of field: GatherMicrokernelParams::row_count"]
+        [::core::mem::offset_of!(GatherMicrokernelParams, row_count) - 156usize];
+    ["Offset of field: GatherMicrokernelParams::source_rows"]
+        [::core::mem::offset_of!(GatherMicrokernelParams, source_rows) - 160usize];
+    ["Offset of field: GatherMicrokernelParams::hidden"]
+        [::core::mem::offset_of!(GatherMicrokernelParams, hidden) - 164usize];
 };
 #[doc = " a logit, as it is delivered, is NaN or infinite; minus infinity from an adjustment is legal"]
 pub const LMHEAD_STATUS_NONFINITE: LmheadStatus = 1;
@@ -214,11 +218,11 @@ const _: () = {
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct LogitAdjustments {
     #[doc = " [row_count + 1], may be null: row i has entries offsets[i]..offsets[i + 1]"]
-    pub addition_offsets: *const u32,
+    pub logit_bias_offsets: *const u32,
     #[doc = " [entries], ascending within a row; equal ones are added in order"]
-    pub addition_ids: *const u32,
+    pub logit_bias_ids: *const u32,
     #[doc = " [entries]"]
-    pub addition_values: *const f32,
+    pub logit_bias_values: *const f32,
     #[doc = " [row_count + 1], may be null: no penalties"]
     pub count_offsets: *const u32,
     #[doc = " [entries], ascending within a row, each once"]
@@ -242,12 +246,12 @@ pub struct LogitAdjustments {
 const _: () = {
     ["Size of LogitAdjustments"][::core::mem::size_of::<LogitAdjustments>() - 96usize];
     ["Alignment of LogitAdjustments"][::core::mem::align_of::<LogitAdjustments>() - 8usize];
-    ["Offset of field: LogitAdjustments::addition_offsets"]
-        [::core::mem::offset_of!(LogitAdjustments, addition_offsets) - 0usize];
-    ["Offset of field: LogitAdjustments::addition_ids"]
-        [::core::mem::offset_of!(LogitAdjustments, addition_ids) - 8usize];
-    ["Offset of field: LogitAdjustments::addition_values"]
-        [::core::mem::offset_of!(LogitAdjustments, addition_values) - 16usize];
+    ["Offset of field: LogitAdjustments::logit_bias_offsets"]
+        [::core::mem::offset_of!(LogitAdjustments, logit_bias_offsets) - 0usize];
+    ["Offset of field: LogitAdjustments::logit_bias_ids"]
+        [::core::mem::offset_of!(LogitAdjustments, logit_bias_ids) - 8usize];
+    ["Offset of field: LogitAdjustments::logit_bias_values"]
+        [::core::mem::offset_of!(LogitAdjustments, logit_bias_values) - 16usize];
     ["Offset of field: LogitAdjustments::count_offsets"]
         [::core::mem::offset_of!(LogitAdjustments, count_offsets) - 24usize];
     ["Offset of field: LogitAdjustments::count_ids"]
@@ -371,6 +375,12 @@ const _: () = {
     ["Offset of field: TilePartials::target_count"]
         [::core::mem::offset_of!(TilePartials, target_count) - 44usize];
 };
+pub const LMHEAD_MIN_STAGES: LmheadStages = 3;
+pub const LMHEAD_MAX_STAGES: LmheadStages = 16;
+pub const LMHEAD_WGMMA_MIN_STAGES: LmheadStages = 2;
+pub const LMHEAD_WGMMA_MAX_STAGES: LmheadStages = 16;
+#[doc = " Fewest and most stages of k in shared memory: of a ring that cp.async fills, and of wgmma_matmul's, which\n no device has room for more of."]
+pub type LmheadStages = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct MatmulParams {
@@ -392,7 +402,7 @@ pub struct MatmulParams {
     pub vocab: u32,
     pub row_count: u32,
     pub hidden: u32,
-    #[doc = " of k in shared memory: 3 to 16, of wgmma_matmul 2 to 16, as many as the launch has room for"]
+    #[doc = " within LmheadStages; the launch has room for them"]
     pub stages: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -454,7 +464,7 @@ pub type LmheadTargetTile = ::core::ffi::c_uint;
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct StageRowsParams {
     pub rows: RowMatrix,
-    #[doc = " [tiles of tile_rows rows][columns of 128 bytes of k][tile_rows][128 bytes],\naligned to 16, each tile_rows x 128 bytes swizzled; zeros behind the last row\nand the end of k"]
+    #[doc = " [tiles of block_m rows][columns of 128 bytes of k][block_m][128 bytes],\naligned to 16, each block_m x 128 bytes swizzled; zeros behind the last row\nand the end of k. For 8-bit weights and 16-bit rows an even number of columns,\nand of each 16 elements first 0, 1, 4, 5, 8, 9, 12, 13, then the others"]
     pub out: *mut u8,
     #[doc = " [row_count]; of rows that are quantised"]
     pub scales: *mut f32,
@@ -465,7 +475,7 @@ pub struct StageRowsParams {
     pub row_count: u32,
     pub hidden: u32,
     #[doc = " a multiple of 8"]
-    pub tile_rows: u32,
+    pub block_m: u32,
     #[doc = " LMHEAD_STATUS_*"]
     pub status_before: u32,
 }
@@ -481,8 +491,8 @@ const _: () = {
     ["Offset of field: StageRowsParams::row_count"]
         [::core::mem::offset_of!(StageRowsParams, row_count) - 64usize];
     ["Offset of field: StageRowsParams::hidden"][::core::mem::offset_of!(StageRowsParams, hidden) - 68usize];
-    ["Offset of field: StageRowsParams::tile_rows"]
-        [::core::mem::offset_of!(StageRowsParams, tile_rows) - 72usize];
+    ["Offset of field: StageRowsParams::block_m"]
+        [::core::mem::offset_of!(StageRowsParams, block_m) - 72usize];
     ["Offset of field: StageRowsParams::status_before"]
         [::core::mem::offset_of!(StageRowsParams, status_before) - 76usize];
 };
@@ -1577,14 +1587,14 @@ const _: () = {
     ["Offset of field: SamplingRowsParams::none"]
         [::core::mem::offset_of!(SamplingRowsParams, none) - 76usize];
 };
-#[doc = " What a row's message to a shard has, one behind the other; nothing for a shard without ids:\n   masks: a bit of each id, in an even number of words\n   additions: as many places for {id in the shard, f32}, ascending by id; UINT32_MAX where there are fewer\n   counts: repetition, frequency, presence, 0; then as many places for {id in the shard, 2·count + in the\n   prompt}"]
+#[doc = " What a row's message to a shard has, one behind the other; nothing for a shard without ids:\n   masks: a bit of each id, in an even number of words\n   logit_bias: as many places for {id in the shard, f32}, ascending by id; UINT32_MAX where there are fewer\n   counts: repetition, frequency, presence, 0; then as many places for {id in the shard, 2·count + in the\n   prompt}"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct AdjustmentPlaces {
     #[doc = " 1: there is one"]
     pub masks: u32,
     #[doc = " places of a row; 0: none"]
-    pub additions: u32,
+    pub logit_bias: u32,
     pub counts: u32,
     #[doc = " 0"]
     pub none: u32,
@@ -1594,8 +1604,8 @@ const _: () = {
     ["Size of AdjustmentPlaces"][::core::mem::size_of::<AdjustmentPlaces>() - 16usize];
     ["Alignment of AdjustmentPlaces"][::core::mem::align_of::<AdjustmentPlaces>() - 4usize];
     ["Offset of field: AdjustmentPlaces::masks"][::core::mem::offset_of!(AdjustmentPlaces, masks) - 0usize];
-    ["Offset of field: AdjustmentPlaces::additions"]
-        [::core::mem::offset_of!(AdjustmentPlaces, additions) - 4usize];
+    ["Offset of field: AdjustmentPlaces::logit_bias"]
+        [::core::mem::offset_of!(AdjustmentPlaces, logit_bias) - 4usize];
     ["Offset of field: AdjustmentPlaces::counts"][::core::mem::offset_of!(AdjustmentPlaces, counts) - 8usize];
     ["Offset of field: AdjustmentPlaces::none"][::core::mem::offset_of!(AdjustmentPlaces, none) - 12usize];
 };
@@ -1606,11 +1616,11 @@ pub struct PackAdjustmentsParams {
     #[doc = " [rows, ceil(vocab / 32)], may be null: all are"]
     pub allowed: *const u32,
     #[doc = " [rows + 1], may be null: none; row i has entries offsets[i].."]
-    pub addition_offsets: *const i64,
-    #[doc = " [addition_entries]; in any order, ascending is fastest; those of one id\nstay in theirs"]
-    pub addition_ids: *const i64,
+    pub logit_bias_offsets: *const i64,
+    #[doc = " [logit_bias_entries]; in any order, ascending is fastest; those of one\nid stay in theirs"]
+    pub logit_bias_ids: *const i64,
     #[doc = " finite, or minus infinity"]
-    pub addition_values: *const f32,
+    pub logit_bias_values: *const f32,
     #[doc = " [rows + 1], may be null: no counts"]
     pub count_offsets: *const i64,
     #[doc = " [count_entries]; likewise, each once in a row"]
@@ -1625,7 +1635,7 @@ pub struct PackAdjustmentsParams {
     pub frequency: *const f32,
     #[doc = " [rows], may be null: 0; finite"]
     pub presence: *const f32,
-    pub addition_entries: u64,
+    pub logit_bias_entries: u64,
     pub count_entries: u64,
     #[doc = " aligned to 8"]
     pub out: *mut u8,
@@ -1652,12 +1662,12 @@ const _: () = {
     ["Alignment of PackAdjustmentsParams"][::core::mem::align_of::<PackAdjustmentsParams>() - 8usize];
     ["Offset of field: PackAdjustmentsParams::allowed"]
         [::core::mem::offset_of!(PackAdjustmentsParams, allowed) - 0usize];
-    ["Offset of field: PackAdjustmentsParams::addition_offsets"]
-        [::core::mem::offset_of!(PackAdjustmentsParams, addition_offsets) - 8usize];
-    ["Offset of field: PackAdjustmentsParams::addition_ids"]
-        [::core::mem::offset_of!(PackAdjustmentsParams, addition_ids) - 16usize];
-    ["Offset of field: PackAdjustmentsParams::addition_values"]
-        [::core::mem::offset_of!(PackAdjustmentsParams, addition_values) - 24usize];
+    ["Offset of field: PackAdjustmentsParams::logit_bias_offsets"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, logit_bias_offsets) - 8usize];
+    ["Offset of field: PackAdjustmentsParams::logit_bias_ids"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, logit_bias_ids) - 16usize];
+    ["Offset of field: PackAdjustmentsParams::logit_bias_values"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, logit_bias_values) - 24usize];
     ["Offset of field: PackAdjustmentsParams::count_offsets"]
         [::core::mem::offset_of!(PackAdjustmentsParams, count_offsets) - 32usize];
     ["Offset of field: PackAdjustmentsParams::count_ids"]
@@ -1672,8 +1682,8 @@ const _: () = {
         [::core::mem::offset_of!(PackAdjustmentsParams, frequency) - 72usize];
     ["Offset of field: PackAdjustmentsParams::presence"]
         [::core::mem::offset_of!(PackAdjustmentsParams, presence) - 80usize];
-    ["Offset of field: PackAdjustmentsParams::addition_entries"]
-        [::core::mem::offset_of!(PackAdjustmentsParams, addition_entries) - 88usize];
+    ["Offset of field: PackAdjustmentsParams::logit_bias_entries"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, logit_bias_entries) - 88usize];
     ["Offset of field: PackAdjustmentsParams::count_entries"]
         [::core::mem::offset_of!(PackAdjustmentsParams, count_entries) - 96usize];
     ["Offset of field: PackAdjustmentsParams::out"]
@@ -1706,10 +1716,10 @@ pub struct UnpackAdjustmentsParams {
     #[doc = " [rows] messages, aligned to 8"]
     pub data: *const u8,
     #[doc = " [rows + 1]"]
-    pub addition_offsets: *mut u32,
-    #[doc = " [rows, places.additions]"]
-    pub addition_ids: *mut u32,
-    pub addition_values: *mut f32,
+    pub logit_bias_offsets: *mut u32,
+    #[doc = " [rows, places.logit_bias]"]
+    pub logit_bias_ids: *mut u32,
+    pub logit_bias_values: *mut f32,
     #[doc = " [rows + 1]"]
     pub count_offsets: *mut u32,
     #[doc = " [rows, places.counts]"]
@@ -1730,12 +1740,12 @@ const _: () = {
     ["Alignment of UnpackAdjustmentsParams"][::core::mem::align_of::<UnpackAdjustmentsParams>() - 8usize];
     ["Offset of field: UnpackAdjustmentsParams::data"]
         [::core::mem::offset_of!(UnpackAdjustmentsParams, data) - 0usize];
-    ["Offset of field: UnpackAdjustmentsParams::addition_offsets"]
-        [::core::mem::offset_of!(UnpackAdjustmentsParams, addition_offsets) - 8usize];
-    ["Offset of field: UnpackAdjustmentsParams::addition_ids"]
-        [::core::mem::offset_of!(UnpackAdjustmentsParams, addition_ids) - 16usize];
-    ["Offset of field: UnpackAdjustmentsParams::addition_values"]
-        [::core::mem::offset_of!(UnpackAdjustmentsParams, addition_values) - 24usize];
+    ["Offset of field: UnpackAdjustmentsParams::logit_bias_offsets"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, logit_bias_offsets) - 8usize];
+    ["Offset of field: UnpackAdjustmentsParams::logit_bias_ids"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, logit_bias_ids) - 16usize];
+    ["Offset of field: UnpackAdjustmentsParams::logit_bias_values"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, logit_bias_values) - 24usize];
     ["Offset of field: UnpackAdjustmentsParams::count_offsets"]
         [::core::mem::offset_of!(UnpackAdjustmentsParams, count_offsets) - 32usize];
     ["Offset of field: UnpackAdjustmentsParams::count_ids"]
@@ -1831,9 +1841,9 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct ReadStreamParams {
-    #[doc = " [pieces] of 16 bytes, 16-byte aligned"]
+    #[doc = " [vectors] of 16 bytes, 16-byte aligned"]
     pub data: *const ::core::ffi::c_void,
-    pub pieces: u64,
+    pub vectors: u64,
     #[doc = " [1]: the sum of all 32-bit words is added to it, modulo 2^32"]
     pub out: *mut u32,
 }
@@ -1842,7 +1852,8 @@ const _: () = {
     ["Size of ReadStreamParams"][::core::mem::size_of::<ReadStreamParams>() - 24usize];
     ["Alignment of ReadStreamParams"][::core::mem::align_of::<ReadStreamParams>() - 8usize];
     ["Offset of field: ReadStreamParams::data"][::core::mem::offset_of!(ReadStreamParams, data) - 0usize];
-    ["Offset of field: ReadStreamParams::pieces"][::core::mem::offset_of!(ReadStreamParams, pieces) - 8usize];
+    ["Offset of field: ReadStreamParams::vectors"]
+        [::core::mem::offset_of!(ReadStreamParams, vectors) - 8usize];
     ["Offset of field: ReadStreamParams::out"][::core::mem::offset_of!(ReadStreamParams, out) - 16usize];
 };
 #[doc = " kernels/read_bulk_sm90a.cu: the same by bulk copies of 32 KB into a ring in shared memory, as a product\n with TMA reads its weights."]
@@ -1921,10 +1932,10 @@ pub type LmheadFill = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FillParams {
-    #[doc = " [pieces] of 16 bytes, 16-byte aligned"]
+    #[doc = " [vectors] of 16 bytes, 16-byte aligned"]
     pub out: *mut ::core::ffi::c_void,
-    pub pieces: u64,
-    #[doc = " pieces before the first one, of a larger array whose part this is"]
+    pub vectors: u64,
+    #[doc = " vectors before the first one, of a larger array whose part this is"]
     pub first: u64,
     pub seed: u64,
     #[doc = " elements; of small integers the first of each row is 127, below 2^32. 0: none, as of E4M3"]
@@ -1937,7 +1948,7 @@ const _: () = {
     ["Size of FillParams"][::core::mem::size_of::<FillParams>() - 40usize];
     ["Alignment of FillParams"][::core::mem::align_of::<FillParams>() - 8usize];
     ["Offset of field: FillParams::out"][::core::mem::offset_of!(FillParams, out) - 0usize];
-    ["Offset of field: FillParams::pieces"][::core::mem::offset_of!(FillParams, pieces) - 8usize];
+    ["Offset of field: FillParams::vectors"][::core::mem::offset_of!(FillParams, vectors) - 8usize];
     ["Offset of field: FillParams::first"][::core::mem::offset_of!(FillParams, first) - 16usize];
     ["Offset of field: FillParams::seed"][::core::mem::offset_of!(FillParams, seed) - 24usize];
     ["Offset of field: FillParams::row"][::core::mem::offset_of!(FillParams, row) - 32usize];
@@ -2106,11 +2117,11 @@ const _: () = {
 pub unsafe trait Params: Copy + 'static {}
 
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl Params for MmaCarrierParams {}
+unsafe impl Params for MmaMicrokernelParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl Params for WgmmaCarrierParams {}
+unsafe impl Params for WgmmaMicrokernelParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl Params for GatherCarrierParams {}
+unsafe impl Params for GatherMicrokernelParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for MatmulParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.

@@ -18,9 +18,9 @@
 //! ```
 //!
 //! Every plan of a precision gives the same bits (promise 1): each logit is one chain of one instruction with
-//! one k, k ascending. Plans differ only in the tile of a block (ids x rows) and in the number of pipeline
-//! stages, and so in what they [cost](Cost): how often weights are read, how much is padded, how many of the
-//! device's SMs (streaming multiprocessors) have work.
+//! one k, k ascending. Plans differ only in the tile of a block (block_n x block_m) and in the number of
+//! pipeline stages, and so in what they [cost](Cost): how often weights are read, how much is padded, how
+//! many of the device's SMs (streaming multiprocessors) have work.
 //!
 //! `Precision`, `Shape`, `DeviceLimits` -> [`Plan::candidates`] -> [`Plan`], the one whose [`Cost`] is least.
 //! What is valid is stated in [`check`] alone.
@@ -240,9 +240,7 @@ impl Plan {
     /// As [`check`].
     pub fn new(precision: Precision, shape: Shape, limits: &DeviceLimits) -> Result<Self> {
         check_shape(precision, &shape, limits)?;
-        let by_cost = |(_, one): &(Plan, Cost), (_, other): &(Plan, Cost)| {
-            one.clocks.total().total_cmp(&other.clocks.total())
-        };
+        let by_cost = |(_, one): &(Plan, Cost), (_, other): &(Plan, Cost)| one.compare(other);
         match Self::choices(precision, shape, limits).min_by(by_cost) {
             Some((plan, _)) => Ok(plan),
             // No tile fits: the error for the smallest names what is missing.
@@ -260,7 +258,7 @@ impl Plan {
     ) -> impl Iterator<Item = (Self, Cost)> {
         let steps = (shape.hidden * precision.weight_bytes()).div_ceil(128);
         let countable =
-            precision.tiles().iter().rev().filter_map(move |tile| Some((tile, tile.blocks(&shape)?)));
+            precision.tiles().iter().rev().filter_map(move |tile| Some((tile, tile.tiles(&shape)?)));
         countable.flat_map(move |(tile, blocks)| {
             tile.depths(steps, limits).map(move |stages| {
                 let plan = Self::of(precision, shape, tile, stages, blocks);
@@ -270,14 +268,22 @@ impl Plan {
     }
 
     /// The cheapest plan of each tile with its cost, cheapest first; the first is the one that
-    /// `Plan::new` chooses.
+    /// [`Plan::for_layout`] chooses.
     ///
     /// # Errors
     /// As [`check`], where there is none.
-    pub fn ranked(precision: Precision, shape: Shape, limits: &DeviceLimits) -> Result<Vec<(Self, Cost)>> {
-        Self::new(precision, shape, limits)?;
-        let mut all: Vec<_> = Self::choices(precision, shape, limits).collect();
-        all.sort_by(|(_, one), (_, other)| one.clocks.total().total_cmp(&other.clocks.total()));
+    pub fn ranked(
+        layout: WeightLayout,
+        precision: Precision,
+        shape: Shape,
+        limits: &DeviceLimits,
+    ) -> Result<Vec<(Self, Cost)>> {
+        Self::for_layout(layout, precision, shape, limits)?;
+        let mut all: Vec<_> = match layout {
+            WeightLayout::Rows => Self::choices(precision, shape, limits).collect(),
+            WeightLayout::Packed => Self::packed_choices(precision, shape, limits).collect(),
+        };
+        all.sort_by(|(_, one), (_, other)| one.compare(other));
         let mut seen: Vec<&str> = Vec::new();
         all.retain(|(plan, _)| {
             let first = !seen.contains(&plan.tile.kernel);
@@ -315,7 +321,7 @@ impl Plan {
         limits: &DeviceLimits,
     ) -> Result<Self> {
         check(precision, &shape, tile, stages, limits)?;
-        let blocks = tile.blocks(&shape).expect("checked");
+        let blocks = tile.tiles(&shape).expect("checked");
         Ok(Self::of(precision, shape, tile, stages, blocks))
     }
 
@@ -345,14 +351,14 @@ impl fmt::Display for Plan {
         if let Some(stage) = &self.stage {
             write!(f, "{} on {} blocks, then ", stage.kernel, stage.blocks)?;
         }
-        let Tile { kernel, ids, rows, family, .. } = self.tile;
+        let Tile { kernel, block_n, block_m, family, .. } = self.tile;
         write!(f, "{kernel} on {} blocks ", self.blocks)?;
-        if let (Family::Wgmma, Some(tiles)) = (family, self.tile.blocks(&self.shape)) {
+        if let (Family::Wgmma, Some(tiles)) = (family, self.tile.tiles(&self.shape)) {
             write!(f, "that share {tiles} tiles ")?;
         }
         write!(
             f,
-            "of {ids} ids x {rows} rows: {} threads, {} stages, {} bytes of shared memory",
+            "of {block_n} ids x {block_m} rows: {} threads, {} stages, {} bytes of shared memory",
             self.tile.threads(),
             self.stages,
             self.shared_bytes(),
@@ -379,11 +385,11 @@ pub fn check(
     limits: &DeviceLimits,
 ) -> Result<()> {
     check_shape(precision, shape, limits)?;
-    if tile.blocks(shape).is_none() {
+    if tile.tiles(shape).is_none() {
         return sizes(
             shape,
             "at most 2^31 - 1 tiles",
-            format!("{} x {}", shape.rows.div_ceil(tile.rows), shape.vocab.div_ceil(tile.ids)),
+            format!("{} x {}", shape.rows.div_ceil(tile.block_m), shape.vocab.div_ceil(tile.block_n)),
             "split the rows",
         );
     }

@@ -5,7 +5,7 @@ mod device_inputs;
 
 pub use buffers::AnswerBuffers;
 pub(crate) use buffers::OwnedAnswer;
-pub use device_inputs::{AdditionSpans, DeviceInputs, PenaltySpans, SamplingSpans};
+pub use device_inputs::{DeviceInputs, LogitBiasSpans, PenaltySpans, SamplingSpans};
 
 use crate::adjust::Adjustments;
 use crate::dtype::DType;
@@ -160,7 +160,7 @@ pub struct RowInputs<'a> {
     /// `[rows]`, for `Sample` only: how each row is sampled. Call [`SamplingParams::check`] when a request
     /// comes in: parameters that a step refuses end it on all ranks.
     pub sampling: Option<&'a [SamplingParams]>,
-    /// Masks, additions and penalties, in a step that was begun with
+    /// Masks, logit bias and penalties, in a step that was begun with
     /// [`LmHead::step_adjusted`](crate::LmHead::step_adjusted).
     pub adjustments: Option<Adjustments<'a>>,
     /// The same inputs in device memory, for a step on a device. Each kind may be passed here or above, not

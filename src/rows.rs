@@ -324,8 +324,8 @@ pub fn row_numbers(what: &str, indices: &[i64], rows: usize) -> Result<Vec<usize
 pub enum RowCounts {
     /// Every replica's rows are known, in group order; 0 is legal.
     Exact(Vec<usize>),
-    /// A static (padded) shape: every replica sends `max` rows; of the caller's, `mine` are real. Saves the
-    /// exchange of headers, and a CUDA graph can replay it.
+    /// A static (padded) shape: every replica sends `max` rows. Of those of the caller `mine` are real, the
+    /// others are padding. Saves the exchange of headers, and a CUDA graph can replay it.
     Capacity { max: usize, mine: usize },
     /// Only the caller's number of rows is known; the step begins with an exchange of counts.
     Discover { mine: usize },

@@ -1,7 +1,7 @@
 //! A step's contract: every rank of a group makes the same calls, in the same order, with agreeing arguments.
 //! Each rank describes its call in a header of 96 bytes; every rank compares all headers.
 
-use crate::backend::DeviceAdjustments;
+use crate::adjust::DeviceAdjustments;
 use crate::config::Verify;
 use crate::digest;
 use crate::dtype::DType;
@@ -43,7 +43,7 @@ const MAGIC: [u8; 4] = *b"LMH3";
 /// | 81 | 1 where rows and answers are in device memory |
 /// | 82 | 1 where some rows have a mask in device memory |
 /// | 83 | who knows the rows' filters, `Filters`: 0 the host, 1 nobody (no row has one), 2 the device |
-/// | 84..88 | the most additions that a row has in device memory |
+/// | 84..88 | the most logit biases that a row has in device memory |
 /// | 88..92 | the most ids with penalties that a row has in device memory |
 /// | 92..96 | zero |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +118,7 @@ struct Wire {
     on_device: u8,
     masks: u8,
     filters: u8,
-    additions: u32,
+    logit_bias: u32,
     penalties: u32,
     zeros: [u8; 4],
 }
@@ -198,7 +198,7 @@ impl Header {
             on_device: u8::from(self.on_device),
             masks: u8::from(self.placed.allowed),
             filters: self.filters as u8,
-            additions: self.placed.additions,
+            logit_bias: self.placed.logit_bias,
             penalties: self.placed.counts,
             zeros: [0; 4],
         })
@@ -254,7 +254,7 @@ impl Header {
             filters: Filters::of_byte(wire.filters)?,
             placed: DeviceAdjustments {
                 allowed: flag(wire.masks)?,
-                additions: wire.additions,
+                logit_bias: wire.logit_bias,
                 counts: wire.penalties,
             },
             sequence: wire.sequence,
@@ -472,7 +472,7 @@ mod tests {
             let header = Header {
                 head, instance, epoch, adjusted, on_device: every, sequence, rows, counts, agreement,
                 filters: [Filters::ByHost, Filters::None, Filters::ByDevice][request % 3],
-                placed: DeviceAdjustments { allowed: adjusted, additions: k, counts: !k },
+                placed: DeviceAdjustments { allowed: adjusted, logit_bias: k, counts: !k },
                 weights_version, inputs,
                 mode: [Mode::Create, Mode::Exact, Mode::Capacity, Mode::Discover][mode],
                 verify: [Verify::Always, Verify::WarmUp, Verify::Every(verify)][verify as usize % 3],
@@ -518,9 +518,9 @@ mod tests {
             ("epoch: ranks [0, 2] say 0, ranks [1] say 1", Header { epoch: 1, ..mine }),
             ("sequence: ranks [0, 2] say step 3, ranks [1] say step 4", Header { sequence: 4, ..mine }),
             (
-                "adjustments in device memory: ranks [0, 2] say no masks, up to 0 additions and 0 counts of \
-                 a row, ranks [1] say masks, up to 7 additions and 0 counts of a row",
-                Header { placed: DeviceAdjustments { allowed: true, additions: 7, counts: 0 }, ..mine },
+                "adjustments in device memory: ranks [0, 2] say no masks, up to 0 logit biases and 0 counts of \
+                 a row, ranks [1] say masks, up to 7 logit biases and 0 counts of a row",
+                Header { placed: DeviceAdjustments { allowed: true, logit_bias: 7, counts: 0 }, ..mine },
             ),
             ("mode: ranks [0, 2] say exact, ranks [1] say discover", Header { mode: Mode::Discover, ..mine }),
             (

@@ -1,5 +1,5 @@
-//! After a few rounds to warm up, a step allocates nothing: held by an allocator that counts the calls of all
-//! threads. [`CASES`] lists what is held.
+//! After a few warm-up rounds a step allocates nothing: checked with an allocator that counts the calls of
+//! all threads. [`CASES`] lists the cases.
 //!
 //! ```text
 //! cargo test --test allocations                  # all cases
@@ -8,7 +8,7 @@
 //! ```
 
 use lmhead::LmHead;
-use lmhead::adjust::{Additions, Adjustments, Counts as TokenCounts, Penalties, ShardAdjustments};
+use lmhead::adjust::{Adjustments, Counts as TokenCounts, LogitBias, Penalties, ShardAdjustments};
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::{Ask, Job, LogitsOut, On, Out, Pass, Status, Which};
@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// One after the other, each on the program's main thread.
+/// The cases run one after the other on the program's main thread.
 const CASES: [Case; 23] = [
     ("the allocator counts every call of every thread", the_allocator_counts),
     ("a round that allocates now and then is found", what_allocates_is_found),
@@ -80,7 +80,7 @@ fn the_allocator_counts() {
         drop(black_box(bytes));
     });
     let one_each = Counts { allocations: 1, reallocations: 0, frees: 1 };
-    // An empty vector is not moved but made anew; a filled one is moved.
+    // Growing a vector counts as an allocation or a reallocation, whichever the library makes of it.
     assert!(all == mine && all.allocations + all.reallocations == 2 && all.frees > 0, "{all}");
     let ((), all, mine) = counted(|| drop(black_box(vec![0u64; 100])));
     assert_eq!((all, mine), (one_each, one_each));
@@ -104,7 +104,7 @@ fn what_allocates_is_found() {
     assert!(told.contains("1 allocations, 0 reallocations, 1 frees"), "{told}");
     let told = rounds.run_ranks(3, |rank| move |round| once(round + rank as u64)).expect_err("three of each");
     assert!(told.contains("got 3 allocations, 0 reallocations, 3 frees"), "{told}");
-    // What happens in the warm-up is nobody's business.
+    // Allocations in the warm-up are not counted.
     let first = |round: u64| {
         if round < 3 {
             drop(black_box(Box::new(round)))
@@ -125,14 +125,14 @@ fn call(operation: Operation, step: u64) -> Call {
     Call { head: 1, instance: 0, epoch: 0, step, operation, terms: 0, began, deadline }
 }
 
-/// `N` pieces of `len(i)` bytes each, one behind the other in `bytes`.
+/// Splits `bytes` into `N` consecutive pieces of `len(i)` bytes each.
 fn cut<const N: usize>(mut bytes: &mut [u8], len: impl Fn(usize) -> usize) -> [&mut [u8]; N] {
     std::array::from_fn(|i| bytes.split_off_mut(..len(i)).expect("room for all pieces"))
 }
 
 const RANKS: usize = 4;
 
-/// Gathers of up to `sizes` bytes, of which each member has another one in each step.
+/// Gathers of up to `sizes` bytes; the length of each member's part changes from step to step.
 fn exchange_gathers(sizes: &[usize; RANKS]) {
     let (endpoints, everyone) = (local::group(RANKS), [0, 1, 2, 3]);
     steady_ranks(RANKS, |me| {
@@ -171,7 +171,8 @@ fn exchange_sends_pieces() {
     });
 }
 
-/// As replicas of two tensor-parallel ranks do: rows within a part, results within all.
+/// The pattern of replicas with two tensor-parallel ranks: rows are gathered within a part, results among
+/// all.
 fn exchange_gathers_within_parts() {
     let endpoints = local::group(RANKS);
     steady_ranks(RANKS, |me| {
@@ -194,12 +195,12 @@ fn exchange_gathers_within_parts() {
     });
 }
 
-/// Exchanges over an engine that has no function but `all_to_all`.
+/// Exchanges over an engine whose only function is `all_to_all`.
 fn one_function(size: usize) -> Vec<Arc<dyn Exchange>> {
     engine::group_of(size, Functions::LEAST, |_, _, _| None)
 }
 
-/// Gathers over all and over parts, and pieces for each, of lengths that change.
+/// Gathers over all members and over parts, and pieces for each member, with lengths that change.
 fn callbacks_carry_pieces(functions: Functions) {
     let endpoints = engine::group_of(RANKS, functions, |_, _, _| None);
     steady_ranks(RANKS, |me| {
@@ -261,13 +262,13 @@ fn exchange_gives_back() {
     assert!(next.allocations > 0 && last == Counts::NONE, "{next}, then {last}");
 }
 
-/// What has threads stays until the program ends: nobody waits for the threads of a pool that is dropped, and
-/// on their way out they would allocate while the next case is counted.
+/// Leaks a value that owns threads. Dropping a pool does not wait for its threads, which would allocate while
+/// they end, during the next case.
 fn lasting<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
 }
 
-/// On pools of one and of several threads; each job is cut into pieces that all threads take up.
+/// On pools of one and of several threads; each job is cut into pieces that all threads work on.
 fn pool_takes_jobs(callers: usize) {
     let bytes = vec![1u8; 8 << 20];
     for threads in [1, 3] {
@@ -284,7 +285,7 @@ fn pool_takes_jobs(callers: usize) {
     }
 }
 
-/// Every call of a loaded shard, with few rows, with several and with more than one product takes.
+/// Every call of a loaded shard: with few rows, with several, and with more than one product takes.
 fn loaded_shard_answers(quantization: Quantization, emulated_tiles: bool) {
     const ROWS: usize = 270;
     const VOCAB: usize = 3000;
@@ -337,7 +338,7 @@ fn loaded_shard_answers(quantization: Quantization, emulated_tiles: bool) {
         ] {
             loaded.prepare(ROWS, ask).unwrap();
         }
-        // One round of each size: threads of a new pool allocate when they first look for work.
+        // One round of each size, because threads of a new pool allocate when they first look for work.
         let counted = if emulated_tiles { 12 } else { 60 };
         let told = Rounds { warm_up: 3, counted }.run(|round| {
             let case = round as usize % 3;
@@ -440,7 +441,7 @@ const ALLOCATING: [Loop; 5] = [
 fn told_of(pool: &rayon::ThreadPool, (name, run): Loop) -> Result<(), String> {
     let (mut items, mut kept) = (vec![1; ITEMS], vec![2; ITEMS]);
     pool.install(|| {
-        // A worker that is asleep at first may take up its first piece late.
+        // A worker that was asleep may take its first piece late.
         Rounds { warm_up: 300, counted: 500 }.run(|round| {
             run(&mut items, &mut kept);
             black_box((name, round));
@@ -450,7 +451,7 @@ fn told_of(pool: &rayon::ThreadPool, (name, run): Loop) -> Result<(), String> {
 
 fn three_threads() -> &'static rayon::ThreadPool {
     let pool = lasting(rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("three threads"));
-    // They have begun.
+    // Waits until the threads have started.
     pool.broadcast(|_| ());
     pool
 }
@@ -471,7 +472,7 @@ const VOCAB: usize = 700;
 const HIDDEN: usize = 24;
 const ROWS: usize = 5;
 
-/// Of every kind, with as many as a row has of what can be asked for.
+/// Every kind of request, with all that it can ask for.
 fn requests() -> [Request; 10] {
     let told = TokenLogprobs { top_n: 3, processed: false };
     [
@@ -488,7 +489,7 @@ fn requests() -> [Request; 10] {
     ]
 }
 
-/// What a replica brings with its rows; the same on all of its ranks.
+/// What a replica passes with its rows, the same on all of its ranks.
 struct Inputs {
     hidden: Vec<f32>,
     targets: Vec<i64>,
@@ -540,7 +541,7 @@ impl Inputs {
             sampling: matches!(request, Request::Sample { .. }).then_some(&self.sampling[..rows]),
             adjustments: adjusted.then_some(Adjustments {
                 allowed: Some(&self.allowed[..rows * VOCAB.div_ceil(32)]),
-                additions: Some(Additions { offsets, ids, values: ones }),
+                logit_bias: Some(LogitBias { offsets, ids, values: ones }),
                 penalties: Some(Penalties {
                     repetition: ones,
                     frequency: ones,
@@ -553,7 +554,7 @@ impl Inputs {
     }
 }
 
-/// The caller's memory for any answer to as many rows as there can be.
+/// The caller's memory for any answer to up to the largest number of rows.
 struct Answered {
     row_status: Vec<u8>,
     logits: Vec<f32>,
@@ -615,8 +616,8 @@ impl Answered {
     }
 }
 
-/// Steps of every request with rows that change, without and with adjustments, in every mode, after a warm-up
-/// of the most rows.
+/// Steps of every request with changing rows, with and without adjustments, in every mode, after a warm-up
+/// with the largest number of rows.
 fn heads_answer(dp: usize, tp: usize, connect: &dyn Fn(usize) -> Vec<Arc<dyn Exchange>>) {
     let layout = ParallelLayout { dp, tp, ..ParallelLayout::data_parallel(dp) };
     let test = TestHead::random(VOCAB, HIDDEN, DType::F32, Quantization::None, 7);

@@ -1,4 +1,4 @@
-//! The engine's own transport: the same bits as unsharded whatever functions the engine has, and a named
+//! The engine's own transport: the same bits as unsharded whichever functions the engine has, and a named
 //! error whatever they do wrong.
 
 #![allow(unsafe_code, reason = "functions of an engine, which get addresses")]
@@ -35,8 +35,8 @@ fn functions() -> impl Strategy<Value = Functions> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Any layout, group size, mode and rows. Without a function of its own a gather goes by all_to_all, over
-    /// a part of the members too.
+    /// Any layout, group size, mode and rows. Without a gather function, gathers use all_to_all, also over a
+    /// part of the members.
     #[test]
     fn sharded_equals_alone_in_every_bit(case in end_to_end::cases(&KINDS, 149), functions in functions()) {
         case.holds_over(&backend(), &|size| group_of(size, functions, |_, _, _| None))?;
@@ -52,7 +52,7 @@ const SIZE: usize = 3;
 const ROWS: usize = 2;
 const SHORT: Duration = Duration::from_millis(500);
 const LONG: Duration = Duration::from_secs(60);
-/// What "at once" may take on a busy machine: far less than [`LONG`].
+/// The limit for "at once" on a busy machine: far below [`LONG`].
 const AT_ONCE: Duration = Duration::from_secs(10);
 
 fn test_head() -> TestHead {
@@ -73,13 +73,13 @@ fn head(me: usize, exchange: Arc<dyn Exchange>, timeout: Duration) -> LmHead {
     head_of(&test_head(), &config(timeout), SIZE, me, exchange).expect("a head")
 }
 
-/// What rank 1's function does wrong in a step, and how the step then ends there and on the others. Codes of
-/// [`Error::code`].
+/// What rank 1's function does wrong in a step, and how the step then ends on rank 1 and on the others, as
+/// codes of [`Error::code`].
 struct Row {
     odd: Odd,
     there: (i32, &'static str),
     others: (i32, &'static str),
-    /// It waits for the deadline.
+    /// Whether the step ends only at the deadline.
     waits: bool,
 }
 
@@ -87,7 +87,7 @@ const EXCHANGE: i32 = 12;
 const MISMATCH: i32 = 8;
 const TIMEOUT: i32 = 9;
 
-/// Rows of the table in which nobody waits: the others are told.
+/// Rows of the table in which the other ranks are notified, so that nobody waits for the deadline.
 const fn told(odd: Odd, there: &'static str, others: &'static str) -> Row {
     Row { odd, there: (EXCHANGE, there), others: (MISMATCH, others), waits: false }
 }
@@ -115,7 +115,7 @@ const TABLE: &[Row] = &[
     },
     Row {
         odd: Odd::Late(Duration::from_millis(50)),
-        // In the operation that was late, and not in the next one, to which it does not come.
+        // The error names the operation that was late, not the next one, which the rank does not reach.
         there: (TIMEOUT, "step 1: all_gather of hidden rows: ranks"),
         others: (TIMEOUT, "ranks [1] did not come within 500ms"),
         waits: true,
@@ -129,7 +129,7 @@ fn whatever_a_function_does_wrong_is_named_on_every_rank() {
         let switch = Arc::clone(&on);
         let exchanges = group_of(SIZE, Functions::ALL, move |me, function, _| {
             let here = me == 1 && function == "all_gather" && switch.load(Ordering::SeqCst);
-            // In the second gather of a step: the first one is of its headers.
+            // The second gather of a step: the first one carries the headers.
             (here && switch.swap(false, Ordering::SeqCst)).then_some(*odd)
         });
         let ready = Barrier::new(SIZE);
@@ -146,7 +146,7 @@ fn whatever_a_function_does_wrong_is_named_on_every_rank() {
             if me == 1 {
                 on.store(true, Ordering::SeqCst);
             }
-            // The others may have all that they need for this step, and see it in the next one.
+            // The others may have all that they need for this step, and get the error in the next one.
             let error = begun.run(hidden).and_then(|_| step(&mut head)).expect_err("an odd function");
             let took = began.elapsed();
             assert!(matches!(step(&mut head), Err(Error::Poisoned { .. })));
@@ -171,7 +171,7 @@ fn whatever_a_function_does_wrong_is_named_on_every_rank() {
     }
 }
 
-/// Nobody is told: the others wait for the deadline, and name the rank.
+/// Without notices the others wait until the deadline, and name the rank.
 #[test]
 fn without_notices_a_function_that_fails_is_named_at_the_deadline() {
     let on = Arc::new(AtomicBool::new(false));
@@ -190,20 +190,20 @@ fn without_notices_a_function_that_fails_is_named_at_the_deadline() {
         let text = step(&mut head).expect_err("a panic").to_string();
         let took = began.elapsed();
         let rebuilt = head.rebuild().expect_err("no reset").to_string();
-        // Who leaves is gone to the others.
+        // A rank that leaves would be lost to the others: wait for them.
         ready.wait();
         assert!(took < SHORT + Duration::from_secs(1), "{took:?}");
-        // The last to give up may miss one that has given up already.
+        // The last rank to give up may miss one that has given up already.
         let missing = ["ranks [1] did", "ranks [0, 1] did", "ranks [1, 2] did"];
         let named = missing.iter().any(|missing| text.contains(&format!("{missing} not come within 500ms")));
         assert!(if me == 1 { text.contains("panicked") } else { named }, "rank {me}: {text}");
-        // Nor is there a way back.
+        // Rebuilding is refused, too.
         assert!(rebuilt.contains("`callbacks` cannot be brought back after a fault"), "{rebuilt}");
         assert!(rebuilt.contains("make a new exchange and new heads on every rank"), "{rebuilt}");
     });
 }
 
-/// Without headers other lengths are what shows that ranks disagree.
+/// Without headers, differing lengths are the only sign of a disagreement.
 #[test]
 fn other_lengths_in_a_step_without_headers_are_told_by_both_sides() {
     let exchanges = group(SIZE);
@@ -329,7 +329,7 @@ fn who_gives_up_is_told_at_once_and_a_notice_of_a_later_step_waits_for_it() {
         if me == 1 {
             exchange.notify_abort(&Call { step: 6, ..own }, &reason);
             together.wait();
-            // Its messages of before still count. Its own channel goes no further.
+            // Messages from before still arrive; rank 1's own channel stays in its fault.
             let told = gather(&*exchange, &Call { step: 6, ..own });
             assert_eq!(told, Err(Fault::Abandoned { member: 1, reason }));
         } else {
@@ -368,7 +368,7 @@ fn another_thread_ends_the_own_wait() {
     });
 }
 
-/// However often each has tried alone, the ranks meet.
+/// However often each rank has tried alone, they meet in the next creation of all.
 #[test]
 fn a_rank_that_comes_to_a_later_creation_passes_over_those_that_waited_in_vain() {
     let together = Barrier::new(SIZE);
@@ -388,7 +388,7 @@ fn a_rank_that_comes_to_a_later_creation_passes_over_those_that_waited_in_vain()
     });
 }
 
-/// The transport would deliver; but what comes late is of no use to a step that is over.
+/// The transport would deliver, but what arrives after the deadline is not used.
 #[test]
 fn who_is_called_after_the_deadline_says_so_and_uses_nothing() {
     let exchanges = group_of(1, Functions::ALL, |_, _, _| None);
@@ -411,7 +411,7 @@ fn where_nobody_is_named_those_are_who_were_last_seen_elsewhere() {
     channels[0].note(&own);
     channels[1].note(&Call { operation: Operation::Contract, ..own });
     channels[2].note(&Call { step: 4, operation: Operation::Idle, ..own });
-    // The engine marks both; the one that has come to the step is held up by the other.
+    // Both peers are missing, but rank 1 has come to the step and is itself held up by rank 2.
     assert_eq!(gather(&*channels[0], &own), Err(Fault::Timeout { missing: vec![2] }));
     let places = channels[0].places();
     let steps: Vec<_> = places.iter().map(|place| place.map(|p| (p.step, p.operation))).collect();
@@ -438,7 +438,7 @@ fn a_dropped_head_is_lost_at_once_though_its_exchange_lives_on() {
     });
 }
 
-/// A transport that sends nothing, and keeps what it was asked.
+/// A transport that sends nothing and records what it was asked.
 #[derive(Default)]
 struct Asked(Mutex<Vec<(Vec<Piece>, Vec<Piece>)>>);
 
@@ -497,7 +497,7 @@ fn what_cannot_be_an_exchange_is_refused_by_name() {
     assert!(text.contains("callbacks for memory of device 3") && text.contains("stream marks"), "{text}");
 }
 
-/// `VmRSS`, `Threads` and open files of this process, where the system tells.
+/// `VmRSS`, `Threads` and the number of open files of this process, where the system reports them.
 fn resources() -> Option<[u64; 3]> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let number = |name: &str| {
@@ -507,7 +507,7 @@ fn resources() -> Option<[u64; 3]> {
     Some([number("VmRSS:")?, number("Threads:")?, std::fs::read_dir("/proc/self/fd").ok()?.count() as u64])
 }
 
-/// Faults of all kinds, each followed by a rebuilding; and heads that come and go on one exchange.
+/// Faults of all kinds, each followed by a rebuild; heads that come and go on one exchange.
 #[test]
 fn a_thousand_rebuildings_and_heads_leave_nothing_behind() {
     const ROUNDS: usize = 1000;
@@ -550,6 +550,6 @@ fn a_thousand_rebuildings_and_heads_leave_nothing_behind() {
     println!(
         "after {ROUNDS} rounds: {memory} kB, {threads} threads and {files} files more than after a fifth"
     );
-    // Tests beside this one have threads, files and memory of their own, in a narrow frame.
+    // Loose bounds, because tests that run beside this one have threads, files and memory of their own.
     assert!(memory < 32 << 10 && threads < 64 && files < 64, "{before:?} {after:?}");
 }

@@ -1,5 +1,5 @@
-//! What was made before `fork` refuses by name in the child, at once; what the child makes works. A program
-//! of its own, since it forks.
+//! After `fork`, objects from before it refuse by name and at once in the child; what the child makes itself
+//! works. A test program of its own, because it forks.
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "fork, waitpid, kill and _exit are C functions")]
 
@@ -27,10 +27,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What the child may take: each of its calls is to end at once.
+/// Limit for the child, whose calls are all expected to return at once.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Runs `work` in a forked child and returns what it says, or why it said nothing.
+/// Runs `work` in a forked child and returns its text, or why there is none.
 fn in_child(work: impl FnOnce() -> String) -> std::result::Result<String, String> {
     let (mut ours, mut theirs) = UnixStream::pair().unwrap();
     // SAFETY: the child calls `work` and leaves by `_exit`. It has this thread alone; the C library keeps its
@@ -87,7 +87,7 @@ fn alone() -> Arc<dyn Exchange> {
     Arc::new(local::group(1).remove(0))
 }
 
-/// What a backend and a shard that it has loaded do with threads, each by its name. `loaded` holds logits.
+/// The calls of a backend and a loaded shard that use threads, by name. `loaded` holds logits.
 fn calls(
     backend: &CpuBackend,
     loaded: &mut dyn LoadedShard,
@@ -129,8 +129,8 @@ fn calls(
     said
 }
 
-/// The peers of a rank are threads that the child does not have. One of them may hold a lock at the fork:
-/// here it is in the middle of its steps all the time.
+/// A rank's peers are threads that the child does not have. One may hold a lock at the fork: here it is in
+/// the middle of its steps all the time.
 #[test]
 fn a_group_that_was_made_before_a_fork_refuses_at_once_in_the_child() {
     let test = TestHead::random(300, 64, DType::Bf16, Quantization::None, 3);
@@ -158,7 +158,7 @@ fn a_group_that_was_made_before_a_fork_refuses_at_once_in_the_child() {
             for _ in 0..10 {
                 step(&mut head).unwrap();
             }
-            // The other rank is in its next step now.
+            // The other rank is in its next step at this moment.
             let said = in_child(|| {
                 let began = Instant::now();
                 let error = step(&mut head).unwrap_err();
@@ -179,7 +179,7 @@ fn what_was_made_before_a_fork_refuses_by_name_and_what_is_made_after_it_works()
     for quantization in [Quantization::None, Quantization::W8a8] {
         let test = TestHead::random(300, 64, DType::Bf16, quantization, 3);
         let shard = test.shard(0..test.vocab);
-        // Made on rayon's global pool, whose threads the child does not have either.
+        // Made on rayon's global pool, whose threads the child does not have, either.
         let spec = Spec { vocab_size: 300, hidden_size: 64, dtype: DType::Bf16 };
         let made = synthetic::shard(&spec, 3, 0..300, quantization, None).unwrap();
         let backend = Arc::new(CpuBackend::new(Some(2)).unwrap());
@@ -211,7 +211,7 @@ fn what_was_made_before_a_fork_refuses_by_name_and_what_is_made_after_it_works()
                 "{error}"
             );
             drop(exchange);
-            // What is left of the parent's goes without a wait for its threads.
+            // Dropping the parent's objects does not wait for its threads.
             drop(head);
             drop(backend);
             let refused_in = began.elapsed();

@@ -1,15 +1,15 @@
-//! Deliberately wrong: what `scripts/memory-check` must find, so that its silence about everything else says
-//! something. Each is wrong in a way that the loops of the CPU backend could be.
+//! Deliberate memory errors that `scripts/memory-check` must find, so that its silence about everything else
+//! means something. Loops of the CPU backend could have each of them.
 #![allow(unsafe_code, reason = "it is wrong on purpose")]
 #![cfg(target_arch = "x86_64")]
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
-/// Sums `n` floats, four at a time: the last read may pass the end, as a loop without its tail would.
+/// Sums `n` floats in fours; the last read may pass the end, as in a loop without a tail.
 fn sum_in_fours(values: *const f32, n: usize) -> f32 {
     let mut out = [0.0; 4];
-    // SAFETY: none. The caller's allocation ends inside of the last four.
+    // SAFETY: none. The caller's allocation ends within the last four.
     unsafe {
         let mut sum = _mm_setzero_ps();
         for i in (0..n).step_by(4) {
@@ -76,7 +76,7 @@ fn memory_that_nobody_frees() {
 #[ignore = "deliberately wrong: for scripts/memory-check"]
 fn a_choice_by_what_was_never_written() {
     let mut values: Vec<f32> = Vec::with_capacity(1000);
-    // SAFETY: none. Nobody wrote them.
+    // SAFETY: none. The elements are uninitialised.
     unsafe { black_box(&mut values).set_len(1000) };
     if black_box(&values)[500] > 0.0 {
         println!("above zero");

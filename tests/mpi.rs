@@ -1,5 +1,5 @@
-//! What MPI does beside the table of `tests/head/transports.rs`: sends that nobody takes, the end of a job,
-//! exchanges of the same ranks, a thousand rebuilds, steps that allocate nothing.
+//! What MPI needs beside the table of `tests/head/transports.rs`: sends that nobody receives, the end of a
+//! job, exchanges of the same ranks, a thousand rebuilds, steps that allocate nothing.
 //!
 //! ```text
 //! cargo test --features mpi --test mpi latency -- --ignored --nocapture      # prints what a gather takes
@@ -39,14 +39,14 @@ const SCENARIOS: &Scenarios = &[
     ("latency", latency),
 ];
 
-/// This process's part in the job, once it is one.
+/// This process's MPI job, once it has joined.
 static JOB: Mutex<Option<Mpi>> = Mutex::new(None);
 
 fn job() -> MutexGuard<'static, Option<Mpi>> {
     JOB.lock().expect("no panic under the lock")
 }
 
-/// Returns at once, but where another test here has started this program as one of its ranks.
+/// Returns at once, unless another test has started this program as one of its ranks.
 #[test]
 fn a_rank_of_another_test() {
     processes::enter(SCENARIOS, |_| {
@@ -76,7 +76,7 @@ fn gather(e: &dyn Exchange, call: &Call, bytes: &[u8]) -> Result<Vec<u8>, Fault>
     e.all_gather_v(call, &everyone, bytes, &mut slices).map(|()| recv)
 }
 
-/// Longer than any that MPI copies for itself.
+/// Longer than any message that MPI buffers by itself.
 const LONG: usize = 8 << 20;
 
 fn nobody_takes_it(rank: Rank) -> Value {
@@ -85,7 +85,7 @@ fn nobody_takes_it(rank: Rank) -> Value {
     rank.mark("met");
     let send = vec![rank.me as u8 + 1; LONG];
     if rank.me == 1 {
-        // It is stopped somewhere here, and goes on when the other has given up.
+        // It is stopped about here, and continued when the other has given up.
         rank.wait_to_be_told("go on");
         let got = gather(&*rank.exchange, &call(1, LONG_WAIT), &send).expect("sent before the fault");
         return json!(got == [vec![1; LONG], vec![2; LONG]].concat());
@@ -94,20 +94,20 @@ fn nobody_takes_it(rank: Rank) -> Value {
     let began = Instant::now();
     let fault = gather(&*rank.exchange, &call(1, Duration::from_millis(500)), &send).unwrap_err();
     let took = began.elapsed();
-    // The caller's own buffer is its own again; what MPI still reads is not.
+    // The caller can use its buffer again; MPI still reads a copy.
     drop(send);
     let pending = job().as_ref().expect("a job").pending_sends();
     rank.mark("failed");
     let began = Instant::now();
     while job().as_ref().expect("a job").pending_sends() != PendingSends::default() {
         assert!(began.elapsed() < LONG_WAIT, "the sends do not go out");
-        // Whoever asks moves what is on its way.
+        // Any query drives MPI's progress.
         let _ = rank.exchange.places();
     }
     json!([format!("{fault:?}"), took.as_millis() as u64, pending.count, pending.bytes])
 }
 
-/// A peer that is stopped takes nothing. Its piece stays, as it was sent, until it goes on.
+/// A stopped peer receives nothing. The piece sent to it is kept until the peer goes on.
 #[test]
 fn a_send_that_nobody_takes_is_kept_and_counted_until_it_goes_out() {
     let mut ranks = Processes::start(Launcher::Mpirun, ENTRY, "nobody takes it", 2);
@@ -152,7 +152,7 @@ fn exchanges_of_the_same_ranks(rank: Rank) -> Value {
     let reversed: Vec<usize> = (0..rank.size).rev().collect();
     let make = |ranks: &[usize]| mpi.exchange(ranks).expect("an exchange");
     let exchanges = [make(&everyone), make(&everyone), make(&reversed)];
-    // Used in another order on each rank: what one sends meets no other's.
+    // Used in another order on each rank: messages of different exchanges must not mix.
     let mut got = vec![Vec::new(); 3];
     std::thread::scope(|scope| {
         for ((i, exchange), got) in exchanges.iter().enumerate().zip(&mut got) {
@@ -174,7 +174,7 @@ fn exchanges_of_the_same_ranks_do_not_meet() {
     }
 }
 
-/// Error and time of the end.
+/// The error of the end, and the time it took.
 fn finish(timeout: Duration) -> Value {
     let mpi = job().take().expect("a job");
     let began = Instant::now();
@@ -184,7 +184,7 @@ fn finish(timeout: Duration) -> Value {
 
 fn one_does_not_finish(rank: Rank) -> Value {
     if rank.me == 1 {
-        // It neither comes nor goes.
+        // Neither finishes nor ends.
         std::thread::sleep(Duration::from_millis(2500));
         return json!(null);
     }
@@ -218,7 +218,7 @@ fn a_job_is_finalised_when_all_have_come_and_only_then() {
     }
 }
 
-/// What this process has: resident bytes, threads, descriptors.
+/// Resident bytes, threads and descriptors of this process.
 fn held() -> [u64; 3] {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("resident memory");
@@ -227,7 +227,7 @@ fn held() -> [u64; 3] {
     [kb << 10, count("/proc/self/task"), count("/proc/self/fd")]
 }
 
-/// A thousand times: a step that a rank breaks, or none, a rebuilding, and the same answer as before.
+/// A thousand times: a step, broken by a rank or not, a rebuild, and the same answer as before.
 fn rebuilds(rank: Rank) -> Value {
     let test = TestHead::random(200, 16, DType::F32, Quantization::None, 3);
     let config = HeadConfig { timeout: Duration::from_secs(60), ..test.config() };
@@ -265,7 +265,7 @@ fn a_thousand_rebuilds_leave_no_memory_threads_or_descriptors_behind() {
     for (rank, answer) in answers("rebuilds", 3).iter().enumerate() {
         println!("rank {rank}: [resident, threads, descriptors] after 300 and 1000 rebuilds: {answer}");
         let number = |i: usize, j: usize| answer[i][j].as_u64().expect("a number");
-        // Not quite nothing: the allocator's arenas are filled in another order each time.
+        // Some growth is allowed, because the allocator's arenas are filled in another order each time.
         assert!(number(1, 0) < number(0, 0) + (2 << 20), "rank {rank}: resident memory grew: {answer}");
         assert!(number(1, 1) <= number(0, 1), "rank {rank}: threads: {answer}");
         assert_eq!(number(1, 2), number(0, 2), "rank {rank}: descriptors: {answer}");
@@ -276,14 +276,15 @@ fn a_thousand_rebuilds_leave_no_memory_threads_or_descriptors_behind() {
 /// Environment variable: the level at which an engine initialises MPI before it calls this library.
 const LEVEL: &str = "LMHEAD_TEST_MPI_LEVEL";
 
-/// What an engine gets that has initialised MPI itself: its calls are not under this library's lock.
+/// An engine that has initialised MPI itself needs MPI_THREAD_MULTIPLE: its calls do not take this library's
+/// lock.
 #[test]
 fn an_engine_that_has_initialised_mpi_needs_all_its_threads() {
     const SAYS: &str = "an engine's Mpi::start: ";
     if let Ok(level) = std::env::var(LEVEL) {
         use ::mpi::Threading;
         let level = if level == "multiple" { Threading::Multiple } else { Threading::Serialized };
-        // The engine's, which finalises when it is done with it.
+        // The engine's own MPI, which it finalises when done.
         let (universe, _) = ::mpi::initialize_with_threading(level).expect("the first to initialise");
         match Mpi::start() {
             Ok(mpi) => {
@@ -297,7 +298,7 @@ fn an_engine_that_has_initialised_mpi_needs_all_its_threads() {
         return;
     }
     let engine = |level: &str| {
-        // A program of its own: MPI is initialised once in a process.
+        // A program of its own, because MPI can be initialised only once in a process.
         let out = std::process::Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", "an_engine_that_has_initialised_mpi_needs_all_its_threads", "--nocapture"])
             .env(LEVEL, level)
@@ -312,7 +313,7 @@ fn an_engine_that_has_initialised_mpi_needs_all_its_threads() {
     assert!(refused.contains("wanted MPI_THREAD_MULTIPLE, got initialised by the engine"), "{refused}");
 }
 
-/// Steps of uneven rows into the caller's buffers: what allocates after the first few hundred.
+/// Steps of uneven rows into the caller's buffers; reports what allocates after the first few hundred.
 fn steady_steps(rank: Rank) -> Value {
     const MOST: usize = 6;
     let (vocab, hidden, k) = (500, 64, 5);
@@ -373,7 +374,7 @@ fn a_step_over_mpi_allocates_nothing_once_it_is_warm() {
     }
 }
 
-/// Median µs of gathers of so many bytes of each rank.
+/// Median µs of gathers for several numbers of bytes from each rank.
 fn latency(rank: Rank) -> Value {
     let median = |length: usize, times: usize| {
         let (send, mut took) = (vec![1; length], Vec::new());

@@ -1,5 +1,5 @@
-//! What a process takes to load a head and run a step: its shard and at most a tenth more, by the system's
-//! own count of a child process (mapped files included).
+//! The memory that a process takes to load a head and run a step: its shard and at most a tenth more, by the
+//! system's count for a child process (mapped files included).
 #![cfg(target_os = "linux")]
 
 use lmhead::backend::cpu::CpuBackend;
@@ -17,7 +17,7 @@ const VOCAB: usize = 65_536;
 const HIDDEN: usize = 2048;
 const ROWS: usize = 4;
 
-/// Where the child finds its file, and how it is to load it; a parent sets it.
+/// Set by the parent: the child's file and how to load it.
 const CHILD: &str = "LMHEAD_TEST_PEAK_MEMORY";
 
 /// Largest resident memory of this process so far, in bytes.
@@ -34,7 +34,7 @@ fn quantization(name: &str) -> Quantization {
         .unwrap()
 }
 
-/// The child's side; without the variable there is nothing to do.
+/// The child's part; without the variable there is nothing to do.
 #[test]
 fn child() {
     let Ok(job) = std::env::var(CHILD) else { return };
@@ -78,8 +78,8 @@ fn a_head_takes_its_shard_and_a_tenth_more() {
         let scales = TensorView::new(Dtype::F32, vec![VOCAB, 1], &scales).unwrap();
         safetensors::serialize_to_file([("w", view), ("w_scale", scales)], None, &int8).unwrap();
     }
-    // bf16 stays in the file's pages, and so does int8 that was stored as such. int8 of a bf16 file is a copy
-    // of half its size, beside which the file must not stay.
+    // bf16 stays in the file's pages, and so does stored int8. int8 made from a bf16 file is a copy of half
+    // its size; the file's pages must then be released.
     for (how, file) in [("none", &file), ("w8a8", &file), ("w8a16", &file), ("w8a8", &int8), ("w8a16", &int8)]
     {
         let child = Command::new(std::env::current_exe().unwrap())

@@ -1,4 +1,5 @@
-//! What a head keeps after its largest step, and gives back when it is told to: by an allocator that counts.
+//! The memory that a head keeps after its largest step, and gives back when told to; counted by the
+//! allocator.
 
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
@@ -26,7 +27,7 @@ fn release_memory_gives_back_what_the_largest_step_took() {
     };
     let few = run(&mut head, 8);
     let before = MEMORY.current_usage();
-    // Candidates of the whole vocabulary: many times the logits.
+    // As many candidates as the vocabulary has ids: many times the size of the logits.
     drop(run(&mut head, VOCAB));
     let kept = MEMORY.current_usage() - before;
     head.release_memory();

@@ -31,14 +31,13 @@ const SEED: u64 = 20_261_122;
 /// A row's status and the bits of its answer.
 type Bits = (u8, Vec<u64>);
 
-/// Bits of (request, row) as first seen, on whichever rank and in a group of whatever size: every later step
-/// must repeat them.
+/// Bits of (request, row) as first seen on any rank of any group; every later step must repeat them.
 type Seen = Mutex<HashMap<(String, u64), Bits>>;
 
-/// What resident memory may grow by once every buffer has had its largest size. 8 MB is the allocator's own
-/// noise (its arenas, of which each thread may bring one, are kept and filled in another order each time);
-/// 10000 steps that each kept one row of logits per rank would be 80 MB, and an hour of steps (a million and
-/// more) that each kept ten bytes would be beyond it, too.
+/// Allowed growth of resident memory once every buffer has had its largest size. 8 MB is the allocator's own
+/// noise (each thread may add an arena, and arenas are filled in another order each time). 10000 steps that
+/// each kept one row of logits per rank would add 80 MB, and an hour of steps (more than a million) that each
+/// kept ten bytes would exceed it, too.
 const NOISE: u64 = 8 << 20;
 
 /// Resident memory of this process in bytes, where the system tells.
@@ -48,7 +47,8 @@ fn resident() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kb| kb * 1024)
 }
 
-/// `steps` random steps of a new group of `size` ranks; how much resident memory grew in the second half.
+/// Runs `steps` random steps of a new group of `size` ranks; returns the growth of resident memory in the
+/// second half.
 fn group_of(size: usize, test: &TestHead, steps: u64, seed: u64, seen: &Seen) -> Option<u64> {
     let mut config = test.config();
     config.timeout = Duration::from_secs(30);
@@ -70,9 +70,9 @@ fn group_of(size: usize, test: &TestHead, steps: u64, seed: u64, seen: &Seen) ->
             let adjusted = random.below(3) == 0;
             let first_row = random.next() % 64;
             let mode = random.below(3);
-            // A rank alone has nobody to disagree with.
+            // A single rank cannot disagree.
             let breaker = (random.below(50) == 0 && size > 1).then(|| random.below(size));
-            // It leaves in the middle of the step, or it asks for something else.
+            // Leaves in the middle of the step, or asks for something else.
             let leaves = random.below(2) == 0;
             let mine = counts[me];
             let announced = match mode {
@@ -83,12 +83,12 @@ fn group_of(size: usize, test: &TestHead, steps: u64, seed: u64, seen: &Seen) ->
             let numbers: Vec<u64> = (0..mine as u64).map(|i| (first_row + 7 * me as u64 + i) % 64).collect();
             let bytes: Vec<u8> = numbers.iter().flat_map(|&n| test.rows(1, 1000 + n)).collect();
             let rows = HiddenRows::new(&bytes, test.dtype, mine, hidden).unwrap();
-            // The target and the mask of a row are its number's.
+            // A row's target and mask follow from its number.
             let targets: Vec<i64> = numbers.iter().map(|n| (n * 7 % vocab as u64) as i64).collect();
             let word = |n: u64, word: u64| (n + 1).wrapping_mul(word + 3).wrapping_mul(0x9e37_79b9) as i32;
             let words = vocab.div_ceil(32) as u64;
             let mask: Vec<i32> = numbers.iter().flat_map(|&n| (0..words).map(move |w| word(n, w))).collect();
-            // So is the way it is sampled: greedy, plain, by min_p, by top_p or from a few.
+            // So do its sampling parameters: greedy, plain, by min_p, by top_p or from a few ids.
             let params = |&n: &u64| SamplingParams {
                 seed: n,
                 position: 3 * n,
@@ -152,8 +152,8 @@ fn group_of(size: usize, test: &TestHead, steps: u64, seed: u64, seen: &Seen) ->
     grown.into_iter().flatten().max()
 }
 
-/// Heads of two names, two of each, on one exchange; each is stepped by a thread of its own on every rank,
-/// with faults and rebuilding among the steps.
+/// Heads of two names, two of each, on one exchange; on every rank each head is stepped by a thread of its
+/// own, with faults and rebuilds among the steps.
 #[test]
 fn heads_on_threads_share_one_exchange() {
     const RANKS: usize = 3;
@@ -219,8 +219,7 @@ fn heads_on_threads_share_one_exchange() {
     assert!(began.elapsed() < Duration::from_secs(300), "took {:?}", began.elapsed());
 }
 
-/// In a process of its own: memory is a process's, and other tests of this file fill and free theirs
-/// meanwhile.
+/// In a process of its own, because other tests of this file allocate and free memory meanwhile.
 #[test]
 fn thousands_of_random_steps_neither_hang_nor_grow() {
     const ALONE: &str = "LMHEAD_SOAK_ALONE";
@@ -247,10 +246,10 @@ fn thousands_of_random_steps_neither_hang_nor_grow() {
     }
 }
 
-/// Steps of a group before it goes and another comes.
+/// Steps of a group before it is replaced by another.
 const STEPS: u64 = 400;
 
-/// Groups come and go, of all sizes and types: threads, exchanges, heads and their buffers with them.
+/// Groups of all sizes and types come and go, with their threads, exchanges, heads and buffers.
 #[test]
 #[ignore = "for as long as LMHEAD_SOAK_SECONDS says (120 by default): run it with --ignored"]
 fn groups_come_and_go_for_as_long_as_asked() {
@@ -270,7 +269,7 @@ fn groups_come_and_go_for_as_long_as_asked() {
         (DType::Bf16, Quantization::W8a16),
     ];
     let (began, mut told) = (Instant::now(), Instant::now());
-    // (seconds, resident bytes) when a head has gone, with all its groups.
+    // (seconds, resident bytes) after each head with all its groups has gone.
     let mut curve: Vec<(f64, u64)> = Vec::new();
     let (mut heads, mut steps) = (0, 0);
     while began.elapsed() < time {
@@ -278,7 +277,7 @@ fn groups_come_and_go_for_as_long_as_asked() {
         let (dtype, quantization) = types[heads as usize % types.len()];
         let vocab = 100 + random.below(500);
         let test = TestHead::random(vocab, 24, dtype, quantization, random.next());
-        // One head over two groups: the second must repeat the first one's bits.
+        // One head over two groups: the second must repeat the bits of the first.
         let (seen, seed) = (Seen::default(), random.next());
         for size in [1 + random.below(2), 3 + random.below(3)] {
             group_of(size, &test, STEPS, seed, &seen);
@@ -294,7 +293,7 @@ fn groups_come_and_go_for_as_long_as_asked() {
             println!("{seconds:7.1} s  {heads:5} heads  {steps:9} steps  resident {mb:.1} MB");
         }
     }
-    // In the first quarter every type, size and buffer has come at least twice.
+    // In the first quarter every type, size and buffer has occurred at least twice.
     let warm = curve.len() / 4;
     if resident().is_none() {
         println!("this system does not tell of resident memory: growth was not judged");
@@ -329,7 +328,7 @@ mod transports {
     use std::sync::{Arc, Barrier};
     use std::time::{Duration, Instant};
 
-    /// Steps of each transport where the environment says nothing: a few seconds.
+    /// Steps of each transport by default: a few seconds.
     const SHARED_STEPS: u64 = 800;
 
     fn soak_rank(rank: &Rank) -> Summary {
@@ -340,12 +339,12 @@ mod transports {
     const SCENARIOS: &Scenarios = &[
         ("soak", |rank| soak_rank(&rank).to_json()),
         ("a thousand rebuildings", |rank| rebuildings((rank.me, rank.size), &rank.exchange)),
-        // Ranks as threads, in a process that has nothing else in it.
+        // Ranks as threads, in a process with nothing else in it.
         ("a thousand rebuildings over local", |_| rebuildings_of_threads(local_group(RANKS))),
         ("a thousand rebuildings over callbacks", |_| rebuildings_of_threads(engine::group(RANKS))),
     ];
 
-    /// Returns at once, but where another test here has started this program as one of its ranks.
+    /// Returns at once, unless another test has started this program as one of its ranks.
     #[test]
     fn a_rank_of_another_test() {
         processes::enter(SCENARIOS, join_mpi);
@@ -418,8 +417,8 @@ mod transports {
         [number("VmRSS:"), number("Threads:"), files]
     }
 
-    /// Faults of three kinds, each followed by a rebuilding, and a head that comes and goes in each round.
-    /// What this process has more at the end than after a fifth of the rounds.
+    /// Rounds with faults of three kinds, each followed by a rebuild, and a head that is made and dropped.
+    /// Returns what this process has gained between the first fifth of the rounds and the end.
     fn rebuildings((me, size): (usize, usize), exchange: &Arc<dyn Exchange>) -> Value {
         let test = TestHead::random(200, 16, DType::F32, Quantization::None, 3);
         let step = |head: &mut LmHead| {
@@ -453,7 +452,7 @@ mod transports {
 
     fn rebuildings_of_threads(exchanges: Vec<Arc<dyn Exchange>>) -> Value {
         let end = Barrier::new(RANKS);
-        // The others' threads are still there when the first one looks.
+        // The other threads are still there when the first one measures.
         let grown = each_rank_over(exchanges, |me, exchange| {
             let grown = rebuildings((me, RANKS), &exchange);
             end.wait();
@@ -462,8 +461,8 @@ mod transports {
         grown.into_iter().next().expect("ranks")
     }
 
-    /// What memory may grow by: what an allocator keeps of ever other blocks. A round that kept 1 kB would be
-    /// 800 kB, and one that kept a head or a thread far more.
+    /// Allowed growth of memory, for what the allocator keeps of changing block sizes. A round that kept 1 kB
+    /// would add 800 kB, and one that kept a head or a thread far more.
     const MOST_KB: u64 = 4 << 10;
 
     fn assert_no_growth(transport: &str, launcher: Launcher, scenario: &str, size: usize) {
@@ -476,7 +475,7 @@ mod transports {
                 "{ROUNDS} rebuildings over {transport}, process {rank}: {kb} kB, {threads} threads and {files} \
                  files more than after a fifth"
             );
-            // Ranks as threads count while others have the same files of the system open.
+            // Ranks as threads measure while others have files of /proc open.
             assert!(kb < MOST_KB && threads == 0 && files < 10, "{transport}, process {rank}: {answer}");
         }
     }

@@ -1,16 +1,16 @@
-"""Four ranks as processes, whose LM head goes over torch.distributed's gloo.
+"""Four ranks as processes that share an LM head over torch.distributed's gloo.
 
 `check.py [SCENARIO...]`; the package lmhead is installed, or on PYTHONPATH with LMHEAD_LIBRARY
 
     steps      every request and mode, uneven and idle ranks: each row has the bits of a whole, unsharded head
     steps tp   the same for two replicas of two tensor-parallel ranks
     faults     another request, too many rows, a late rank, another order of collectives, an exception
-    creation   a rank that comes when the others have tried twice to make the head
+    creation   a rank that comes after the others have tried twice to make the head
     killed     SIGKILL, before a step and somewhere in one
     stopped    SIGSTOP, then SIGCONT
 
-After a fault every rank has a named error within its deadline and a second. Those that live rebuild the head
-and answer as before.
+After a fault every rank gets a named error within its deadline plus a second. The surviving ranks rebuild the
+head and answer as before.
 """
 
 import json
@@ -31,15 +31,15 @@ from rank import TIMEOUT_MS
 SIZE, CULPRIT = 4, 1
 OTHERS = [rank for rank in range(SIZE) if rank != CULPRIT]
 PATIENCE = 90  # seconds for one scenario
-AT_ONCE_MS = 1000  # what needs no deadline, on a busy machine
+AT_ONCE_MS = 1000  # limit for errors that come before the deadline, on a busy machine
 BY_DEADLINE_MS = TIMEOUT_MS + 1000
 
 
 class Ranks:
-    """The processes of a scenario, and what they say."""
+    """The processes of a scenario and their output."""
 
     def __init__(self, scenario):
-        # The store's server is not a rank: it outlives whoever is killed.
+        # The store's server is not a rank, so that it outlives any rank that is killed.
         self.store = dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=60), wait_for_workers=False)
         self.folder = tempfile.TemporaryDirectory()
         self.began = time.monotonic()
@@ -73,7 +73,7 @@ class Ranks:
         return Path(self.said(rank)).read_text()
 
     def end(self, but=()):
-        """The events of each rank but those that were killed; all have ended well."""
+        """The events of each rank except those killed; all others must have succeeded."""
         for rank, process in enumerate(self.processes):
             while process.poll() is None:
                 self.check_time(rank, "the end")
@@ -92,7 +92,8 @@ class Ranks:
 
 def check(rank, event, name, words, ranks, most_ms, teller=False):
     told = f"rank {rank}: {event}\nwanted {name} with `{words}`, naming {ranks}, within {most_ms} ms"
-    # Who is told by a peer before the others' headers have come names that one, and its words name the ranks.
+    # A rank that a peer notifies before the others' headers have come names that peer, whose text names the
+    # ranks at fault.
     by = [[peer] for peer in range(SIZE) if teller and f"abandoned: ranks [{peer}] say" in event["text"]]
     assert event["name"] == name and words in event["text"] and event["ranks"] in [ranks, *by], told
     assert event["ms"] <= most_ms, told
@@ -114,7 +115,7 @@ def faults():
     refused = "wanted at most 2 rows, got 3"
     disagree = "request: ranks [0, 2, 3] say argmax, ranks [1] say topk:7"
     exception = "the callback `all_to_all` failed: OSError: a bug of the engine"
-    # What, on rank 1: status, words and ranks named; on the others; the time at most there.
+    # fault: (status, words, ranks named) on rank 1, the same on the others, and their longest time
     table = {
         "another request": (("STEP_MISMATCH", disagree, [1]), ("STEP_MISMATCH", disagree, [1]), AT_ONCE_MS),
         "too many rows": (("SHAPE", refused, []), ("STEP_MISMATCH", refused, [1]), AT_ONCE_MS),
@@ -127,7 +128,7 @@ def faults():
             assert sum(event["event"] == "rebuilt" for event in events) == len(table), events
             for what, (there, others, most_ms) in table.items():
                 (event,) = [event for event in events if event["event"] == what]
-                # Its time has the wait for the others' deadline in it: it is told at once when it comes.
+                # Its time includes the others' deadline; it gets its error as soon as it comes.
                 own = 2 * BY_DEADLINE_MS if what == "late" else most_ms
                 wanted, most_ms = (there, own) if rank == CULPRIT else (others, most_ms)
                 check(rank, event, *wanted, most_ms, teller=what == "another request")
@@ -171,7 +172,7 @@ def stopped():
         for rank, events in enumerate(ranks.end()):
             (event,) = [event for event in events if event["event"] == "failed"]
             assert events[-2]["event"] == "rebuilt", events
-            # The stopped rank's clock went on: it comes late, and is told at once.
+            # The stopped rank's clock went on: it comes late, and gets its error at once.
             most_ms = PATIENCE * 1e3 if rank == CULPRIT else BY_DEADLINE_MS
             check(rank, event, "TIMEOUT", f"ranks [{CULPRIT}] did not come", [CULPRIT], most_ms)
 

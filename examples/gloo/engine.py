@@ -1,6 +1,6 @@
-"""What a rank of the engine asks its head, and what each row brings to it.
+"""The requests of a rank, and each row's inputs.
 
-That is a function of the row's bytes, so that its answer can be compared whatever the batch around it.
+The inputs are a function of the row's bytes, so that its answer can be compared whatever the batch around it.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ REQUESTS = [
 
 
 def head(matrix, group=None, exchange=None, **settings):
-    """A head of one rank over its shard of `matrix`: shared by a group, or whole where there is none."""
+    """One rank's head over its shard of `matrix`, shared by a group, or over all of it without a group."""
     vocab_size = len(matrix)
     ids = range(vocab_size)
     if group is not None:

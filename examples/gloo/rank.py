@@ -1,4 +1,4 @@
-"""What the ranks of `check.py` do: `rank.py PORT RANK SIZE SCENARIO`.
+"""One rank of `check.py`: `rank.py PORT RANK SIZE SCENARIO`.
 
 Each line of output is an event, as JSON."""
 
@@ -42,7 +42,7 @@ class Rank:
         return ARGMAX.run(head, self.rows(self.me, step, counts[self.me]), counts)
 
     def timed(self, what, call):
-        """Says how a call ended."""
+        """Makes a call and prints how it ended."""
         began = time.monotonic()
         event = {"event": what, "name": "OK", "text": "", "ranks": []}
         try:
@@ -53,7 +53,7 @@ class Rank:
         return event["name"]
 
     def again(self, head, want):
-        """Rebuilds the head, with as many tries as it takes, and answers as before."""
+        """Rebuilds the head, trying as often as necessary, and compares its answer with the one before."""
         began = time.monotonic()
         while True:
             try:
@@ -68,12 +68,12 @@ class Rank:
 
 
 def say(**event):
-    """`at` is the machine's clock, the same for all of its processes."""
+    """Prints an event; `at` is the machine's clock, which all processes share."""
     print(json.dumps({"at": time.monotonic(), **event}), flush=True)
 
 
 def same(got, want, what):
-    """All arrays, bit for bit."""
+    """Compares all arrays bit for bit."""
     for name in want:
         if got[name].tobytes() != want[name].tobytes():
             raise AssertionError(f"{what}: {name}: got {got[name]}, want {want[name]}")
@@ -102,7 +102,7 @@ def steps(rank):
 
 
 def faults(rank):
-    """Breaks of the contract by rank 1, which it survives; after each the group is rebuilt."""
+    """Rank 1 breaks the contract in ways that it survives; after each the group is rebuilt."""
     head = rank.head()
     want = rank.good_step(head)
     culprit = rank.me == 1
@@ -156,7 +156,7 @@ def faults(rank):
 
 
 def creation(rank):
-    """Rank 1 comes when the others have waited for it in two creations."""
+    """Rank 1 comes after the others have waited for it in two creations."""
     if rank.me == 1:
         time.sleep(2.5)
     else:
@@ -169,7 +169,7 @@ def creation(rank):
 
 
 def waits(rank, pause=0.1):
-    """Steps until one fails. Rank 1 spends its time between steps: there a signal meets it."""
+    """Steps until one fails. Rank 1 pauses between steps, so that a signal reaches it there."""
     head = rank.head()
     want = rank.good_step(head)
     say(event="ready")
@@ -190,7 +190,7 @@ def waits(rank, pause=0.1):
 
 
 def runs(rank):
-    """The same without a pause: a signal meets rank 1 somewhere in a step."""
+    """As `waits` without a pause, so that a signal reaches rank 1 within a step."""
     waits(rank, pause=None)
 
 
@@ -204,7 +204,7 @@ def main():
     say(event="end")
 
 
-# With the size of the tensor-parallel groups.
+# name: (function, size of the tensor-parallel groups)
 SCENARIOS = {
     "steps": (steps, 1),
     "steps tp": (steps, 2),
@@ -225,5 +225,5 @@ if __name__ == "__main__":
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
-    # Not by the interpreter's end: gloo's threads may wait for peers that are no more.
+    # Skips the interpreter's shutdown: gloo's threads may wait for peers that are gone.
     os._exit(code)

@@ -177,12 +177,12 @@ fn try_it(data: &[u8], memory: &Guarded) {
         }
         (place, i128::from(last))
     };
-    let (additions, counts) = (offsets(), offsets());
+    let (logit_bias, counts) = (offsets(), offsets());
     let adjustments = lmhead_adjustments {
         allowed: all.array(n * VOCAB.div_ceil(32) as i128),
-        logit_bias_offsets: additions.0,
-        logit_bias_ids: all.array(additions.1),
-        logit_bias_values: all.array(additions.1),
+        logit_bias_offsets: logit_bias.0,
+        logit_bias_ids: all.array(logit_bias.1),
+        logit_bias_values: all.array(logit_bias.1),
         repetition: all.array(n),
         frequency: all.array(n),
         presence: all.array(n),

@@ -50,7 +50,7 @@ DEVICE uint64_t word_at(const FillParams &p, uint64_t place) {
 STEP_KERNEL(fill, FillParams, 256, 4) {
   uint8_t *out = static_cast<uint8_t *>(params.out);
   const uint64_t step = uint64_t(gridDim.x) * 256;
-  for (uint64_t i = uint64_t(blockIdx.x) * 256 + threadIdx.x; i < params.pieces; i += step) {
+  for (uint64_t i = uint64_t(blockIdx.x) * 256 + threadIdx.x; i < params.vectors; i += step) {
     const uint64_t place = 2 * (params.first + i);
     const uint64_t low = word_at(params, place), high = word_at(params, place + 1);
     st_global_v4(out + 16 * i, {uint32_t(low), uint32_t(low >> 32), uint32_t(high), uint32_t(high >> 32)});

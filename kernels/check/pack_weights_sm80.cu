@@ -8,7 +8,7 @@ namespace {
 
 using namespace ptx;
 
-constexpr uint32_t kPieces = kRowBytes / 16, kIds = 64;  // pieces of a column, ids of a packed block
+constexpr uint32_t kVectors = kRowBytes / 16, kBlockN = 64;  // vectors of a column, ids of a packed block
 
 // The first `bytes` bytes of `v`, then zeros.
 DEVICE U32x4 beginning(const U32x4 &v, uint32_t bytes) {
@@ -26,11 +26,12 @@ DEVICE U32x4 beginning(const U32x4 &v, uint32_t bytes) {
 STEP_KERNEL(pack_weights, PackRowsParams, 256, 4) {
   const uint8_t *from = static_cast<const uint8_t *>(params.rows.data);
   const uint32_t columns = uint32_t(params.out_pitch / kRowBytes), last = params.rows.source_rows - 1;
-  const uint64_t pieces = uint64_t(params.row_count) * columns * kPieces, step = uint64_t(gridDim.x) * 256;
-  for (uint64_t i = uint64_t(blockIdx.x) * 256 + threadIdx.x; i < pieces; i += step) {
-    const uint32_t tile = uint32_t(i / (kPieces * kIds)), row = uint32_t(i / kPieces) % kIds;
-    const uint32_t piece = (uint32_t(i) % kPieces) ^ (row % 8), at = tile % columns * kRowBytes + 16 * piece;
-    const uint32_t place = tile / columns * kIds + row, id = place < last ? place : last;
+  const uint64_t vectors = uint64_t(params.row_count) * columns * kVectors, step = uint64_t(gridDim.x) * 256;
+  for (uint64_t i = uint64_t(blockIdx.x) * 256 + threadIdx.x; i < vectors; i += step) {
+    const uint32_t tile = uint32_t(i / (kVectors * kBlockN)), row = uint32_t(i / kVectors) % kBlockN;
+    const uint32_t vector = (uint32_t(i) % kVectors) ^ (row % 8),
+                   at = tile % columns * kRowBytes + 16 * vector;
+    const uint32_t place = tile / columns * kBlockN + row, id = place < last ? place : last;
     U32x4 v = {};
     if (at < params.row_bytes)
       v = beginning(ld_global_v4(from + id * params.rows.pitch + at), params.row_bytes - at);

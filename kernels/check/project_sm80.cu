@@ -12,16 +12,16 @@ namespace {
 
 using namespace check;
 
-constexpr uint32_t kThreads = 256, kIds = 64;  // ids of a block of the first kernel
+constexpr uint32_t kThreads = 256, kBlockN = 64;  // ids of a block of the first kernel
 
 template <uint32_t kBytes>
-DEVICE void project(const ProjectWeightsParams &p, uint32_t piece, uint32_t first_id) {
+DEVICE void project(const ProjectWeightsParams &p, uint32_t vector, uint32_t first_id) {
   constexpr uint32_t kEach = 16 / kBytes;
   uint64_t sums[kEach] = {};
-  const uint32_t end = p.vocab - first_id < kIds ? p.vocab - first_id : kIds;
+  const uint32_t end = p.vocab - first_id < kBlockN ? p.vocab - first_id : kBlockN;
   for (uint32_t i = 0; i < end; ++i) {
     const uint32_t id = first_id + i;
-    const U32x4 v = ld_global_v4(hopper::weight_piece(p.weights, id, piece));
+    const U32x4 v = ld_global_v4(hopper::weight_vector(p.weights, id, vector));
     const uint32_t words[4] = {v.x, v.y, v.z, v.w};
     uint64_t factor = random(p.seed, id);
     if (p.weights.scales) {
@@ -35,7 +35,7 @@ DEVICE void project(const ProjectWeightsParams &p, uint32_t piece, uint32_t firs
 #pragma unroll
   for (uint32_t j = 0; j < kEach; ++j)
     // Behind `hidden` there is padding.
-    if (piece * kEach + j < p.hidden) atom_add_u64(p.projection + piece * kEach + j, sums[j]);
+    if (vector * kEach + j < p.hidden) atom_add_u64(p.projection + vector * kEach + j, sums[j]);
 }
 
 DEVICE int64_t index_of(const RowMatrix &rows, uint32_t i) {
@@ -53,13 +53,14 @@ DEVICE int32_t element(uint32_t kind, const uint8_t *row, uint32_t k) {
 
 }  // namespace
 
-// Grid: pieces of 256 x 16 bytes of a row, times groups of 64 ids.
+// Grid: 256 vectors of 16 bytes of a row, times groups of 64 ids.
 STEP_KERNEL(project_weights, ProjectWeightsParams, 256, 2) {
-  const uint32_t bytes = element_bytes(params.kind), pieces = (params.hidden * bytes + 15) / 16;
-  const uint32_t across = (pieces + kThreads - 1) / kThreads;
-  const uint32_t piece = blockIdx.x % across * kThreads + threadIdx.x, first_id = blockIdx.x / across * kIds;
-  if (piece >= pieces || first_id >= params.vocab) return;
-  bytes == 1 ? project<1>(params, piece, first_id) : project<2>(params, piece, first_id);
+  const uint32_t bytes = element_bytes(params.kind), vectors = (params.hidden * bytes + 15) / 16;
+  const uint32_t across = (vectors + kThreads - 1) / kThreads;
+  const uint32_t vector = blockIdx.x % across * kThreads + threadIdx.x,
+                 first_id = blockIdx.x / across * kBlockN;
+  if (vector >= vectors || first_id >= params.vocab) return;
+  bytes == 1 ? project<1>(params, vector, first_id) : project<2>(params, vector, first_id);
 }
 
 // Grid: `parts` blocks for each row.

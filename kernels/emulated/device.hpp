@@ -14,6 +14,7 @@ struct Kernel {
   uint64_t params_bytes;
   uint32_t max_threads;    // of a block
   uint32_t blocks_per_sm;  // by the launch bounds
+  uint32_t cluster;        // blocks of a cluster; 1: as many as the launch says
 };
 
 // Where an .aligned instruction, which a warp's lanes must execute together, stands in the kernel's source.

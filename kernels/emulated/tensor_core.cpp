@@ -161,41 +161,40 @@ struct Grid {
   }
 };
 
-// kRows rows against kLanes columns from j on.
-template <int kLanes, int kRows>
-ALWAYS_INLINE void rows_step(const Row *rows, const Columns &columns, int j, float *const (&d)[kRows],
-                             typename Vectors<kLanes>::Int (&again)[kRows]) {
+// kM rows against kLanes columns from j on.
+template <int kLanes, int kM>
+ALWAYS_INLINE void rows_step(const Row *rows, const Columns &columns, int j, float *const (&d)[kM],
+                             typename Vectors<kLanes>::Int (&again)[kM]) {
   using Int = typename Vectors<kLanes>::Int;
   using Float = typename Vectors<kLanes>::Float;
-  Int top[kRows] = {};
+  Int top[kM] = {};
   for (int k = 0; k < kK16; ++k) {
     const Float power = load<Float>(columns.power[k] + j);
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kM; ++r) {
       const Int product = (Int)(power * rows[r].power[k]);
       top[r] = product > top[r] ? product : top[r];
     }
   }
-  Float scale[kRows];
-  Int sum[kRows] = {};
-  for (int r = 0; r < kRows; ++r) scale[r] = Grid<kLanes>(d[r] + j, top[r]).scale();
+  Float scale[kM];
+  Int sum[kM] = {};
+  for (int r = 0; r < kM; ++r) scale[r] = Grid<kLanes>(d[r] + j, top[r]).scale();
   for (int k = 0; k < kK16; ++k) {
     const Float value = load<Float>(columns.value[k] + j);
     // 16 products below 2^27, none of them at the very end of that range: their sum fits.
-    for (int r = 0; r < kRows; ++r)
-      sum[r] += __builtin_convertvector(value * rows[r].value[k] * scale[r], Int);
+    for (int r = 0; r < kM; ++r) sum[r] += __builtin_convertvector(value * rows[r].value[k] * scale[r], Int);
   }
   const Int special = load<Int>(columns.special + j);
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < kM; ++r)
     again[r] = Grid<kLanes>(d[r] + j, top[r]).finish(sum[r], special | rows[r].special, d[r] + j);
 }
 
-// kRows rows of d against n columns. column(j, bits) gives the sixteen operands of one, for the model.
-template <int kLanes, int kRows, Input kInput, class Column>
+// kM rows of d against n columns. column(j, bits) gives the sixteen operands of one, for the model.
+template <int kLanes, int kM, Input kInput, class Column>
 ALWAYS_INLINE void rows_k16(const uint32_t *a, const Columns &columns, float *d, int n, int stride,
                             Column column) {
-  Row rows[kRows];
-  float *to[kRows];
-  for (int r = 0; r < kRows; ++r) lay_out_row<kLanes, kInput>(a + r * 8, rows[r]), to[r] = d + r * stride;
+  Row rows[kM];
+  float *to[kM];
+  for (int r = 0; r < kM; ++r) lay_out_row<kLanes, kInput>(a + r * 8, rows[r]), to[r] = d + r * stride;
   const auto by_model = [&](int r, int j) {  // rare
     uint16_t bits[kK16];
     column(j, bits);
@@ -203,9 +202,9 @@ ALWAYS_INLINE void rows_k16(const uint32_t *a, const Columns &columns, float *d,
                           stride);
   };
   for (int j = 0; j < n; j += kLanes) {
-    typename Vectors<kLanes>::Int again[kRows];
-    rows_step<kLanes, kRows>(rows, columns, j, to, again);
-    for (int r = 0; r < kRows; ++r) {
+    typename Vectors<kLanes>::Int again[kM];
+    rows_step<kLanes, kM>(rows, columns, j, to, again);
+    for (int r = 0; r < kM; ++r) {
       if (__builtin_expect(!any(again[r]), 1)) continue;
       for (int lane = 0; lane < kLanes; ++lane)
         if (again[r][lane] != 0) by_model(r, j + lane);

@@ -59,7 +59,7 @@ Map read_map(Fiber &self, const TensorMap *pointer) {
 
 uint32_t tile_bytes(const Map &map) { return map.box[0] * map.box[1] * map.element_bytes; }
 
-// Where byte `at` of a tile at `offset` lies: 16-byte pieces are exchanged within rows of 32, 64 or 128
+// Where byte `at` of a tile at `offset` lies: 16-byte vectors are exchanged within rows of 32, 64 or 128
 // bytes, by bits of the address above them.
 uint32_t place(uint32_t swizzle, uint32_t offset, uint32_t at) {
   const uint32_t address = kSharedBase + offset + at;

@@ -55,13 +55,13 @@ void check_reads(Fiber &self, Warpgroup &group, const WgmmaRecord &record, uint6
   const auto check = [&](int, uint32_t, uint32_t offset) {
     note_wgmma_read(*group.block, offset, 16, reader);
   };
-  if (!record.operands.from) each_piece(self, record.operands.a, kRows, check);
+  if (!record.operands.from) each_piece(self, record.operands.a, kM, check);
   each_piece(self, record.operands.b, record.operands.n, check);
 }
 
 void execute(Fiber &self, const WgmmaRecord &record) {
   const WgmmaOperands &operands = record.operands;
-  alignas(64) uint32_t a[kRows][8], b[256][8];
+  alignas(64) uint32_t a[kM][8], b[256][8];
   const uint8_t *shared = self.block->shared;
   if (operands.from)
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -71,7 +71,7 @@ void execute(Fiber &self, const WgmmaRecord &record) {
       a[row][t + 4] = fragment[2], a[row + 8][t + 4] = fragment[3];
     }
   else
-    each_piece(self, operands.a, kRows, [&](int row, uint32_t half, uint32_t offset) {
+    each_piece(self, operands.a, kM, [&](int row, uint32_t half, uint32_t offset) {
       std::memcpy(&a[row][half * 4], shared + offset, 16);
     });
   each_piece(self, operands.b, operands.n, [&](int row, uint32_t half, uint32_t offset) {
@@ -79,14 +79,14 @@ void execute(Fiber &self, const WgmmaRecord &record) {
   });
   uint32_t *values = record.accumulators->values;
   const int n = operands.n;
-  if (!operands.keep) std::memset(values, 0, sizeof(uint32_t) * size_t(kRows * n));
+  if (!operands.keep) std::memset(values, 0, sizeof(uint32_t) * size_t(kM * n));
   if (operands.element == Element::s8)
     multiply_k32(reinterpret_cast<int8_t *>(a), reinterpret_cast<int8_t *>(b),
-                 reinterpret_cast<int32_t *>(values), kRows, n, n);
+                 reinterpret_cast<int32_t *>(values), kM, n, n);
   else
     multiply_k16(operands.element == Element::bf16 ? tensor_core::Input::bf16 : tensor_core::Input::f16,
                  reinterpret_cast<uint16_t *>(a), reinterpret_cast<uint16_t *>(b),
-                 reinterpret_cast<float *>(values), kRows, n, n);
+                 reinterpret_cast<float *>(values), kM, n, n);
 }
 
 bool agree(const WgmmaOperands &a, const WgmmaOperands &b) {

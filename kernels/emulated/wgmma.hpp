@@ -5,7 +5,7 @@
 
 namespace emulated {
 
-constexpr int kRows = 64, kLanes = 128, kRowBytes = 32;  // rows of a, lanes, bytes of k of one instruction
+constexpr int kM = 64, kLanes = 128, kRowBytes = 32;  // rows of a, lanes, bytes of k of one instruction
 
 // The accumulators of 128 lanes while instructions work on them.
 struct Accumulators {
@@ -14,7 +14,7 @@ struct Accumulators {
   uint32_t here;
   uint32_t noise;
   int n;
-  uint32_t values[kRows * 256];  // [64][n]
+  uint32_t values[kM * 256];  // [64][n]
 };
 
 struct WgmmaRecord {

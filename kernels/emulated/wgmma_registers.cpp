@@ -105,7 +105,7 @@ Accumulators *open_accumulators(Fiber &self, const WgmmaOperands &operands) {
   Warpgroup &group = *self.warpgroup;
   // Every lane brings its values.
   const size_t header = offsetof(Accumulators, values),
-               bytes = header + sizeof(uint32_t) * size_t(kRows * operands.n);
+               bytes = header + sizeof(uint32_t) * size_t(kM * operands.n);
   auto *fresh = static_cast<Accumulators *>(std::malloc(bytes));
   if (!fresh) out_of_memory();
   std::memset(static_cast<void *>(fresh), 0, header);

@@ -9,7 +9,7 @@ namespace hopper {
 
 using namespace ptx;
 
-constexpr uint32_t kBlockIds = 64, kBlockBytes = kBlockIds * kRowBytes;  // 64 ids x 128 bytes of k
+constexpr uint32_t kPackedIds = 64, kBlockBytes = kPackedIds * kRowBytes;  // 64 ids x 128 bytes of k
 
 // Columns of 128 bytes that a row takes; the last may not be full.
 template <uint32_t kElementBytes>
@@ -23,10 +23,10 @@ DEVICE const uint8_t *packed_column(const WeightMatrix &weights, uint32_t block,
   return static_cast<const uint8_t *>(weights.data) + (uint64_t(block) * columns + column) * kBlockBytes;
 }
 
-// Piece `piece` (16 bytes) of the weights of one id, however they lie: for kernels that read single rows.
-DEVICE const uint8_t *weight_piece(const WeightMatrix &weights, uint32_t id, uint32_t piece) {
-  if (!weights.packed) return static_cast<const uint8_t *>(weights.data) + id * weights.pitch + piece * 16;
-  return packed_column(weights, id / kBlockIds, piece / 8) + piece_address(0, id % kBlockIds, piece % 8);
+// Vector `vector` (16 bytes) of the weights of one id, however they lie: for kernels that read single rows.
+DEVICE const uint8_t *weight_vector(const WeightMatrix &weights, uint32_t id, uint32_t vector) {
+  if (!weights.packed) return static_cast<const uint8_t *>(weights.data) + id * weights.pitch + vector * 16;
+  return packed_column(weights, id / kPackedIds, vector / 8) + vector_address(0, id % kPackedIds, vector % 8);
 }
 
 }  // namespace hopper

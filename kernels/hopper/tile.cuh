@@ -2,7 +2,8 @@
 // its N.
 //
 //     [a part of the tile's logits][candidate lists][mbarriers][ring of stages]
-//     a stage: weights [kIds / 64][kColumns][64 ids x 128 bytes] | rows [kColumns][kRows x 128 bytes]
+//     a stage: weights [kBlockN / 64][kColumns][64 ids x 128 bytes]
+//            | rows [kColumns][kRowTiles][kBlockM x 128 bytes]
 #pragma once
 #include "hopper/packed.cuh"
 #include "matmul/epilogue.cuh"
@@ -11,54 +12,73 @@ namespace hopper {
 
 // What epilogue.cuh asks of a tile, for a part of one: logits pass through shared memory few rows at a time,
 // so that the ring has the room.
-template <class Type_, uint32_t kIds_, uint32_t kRows_>
+template <class Type_, uint32_t kBlockN_, uint32_t kBlockM_>
 struct Part {
   using Type = Type_;
-  static constexpr uint32_t kIds = kIds_, kRows = kRows_;
+  static constexpr uint32_t kBlockN = kBlockN_, kBlockM = kBlockM_;
   // A warp has 16 ids of all rows.
-  static constexpr uint32_t kWarpIds = 16, kWarpRows = kRows, kThreads = 2 * kIds,
-                            kWarpsOfIds = kIds / kWarpIds;
-  static constexpr uint32_t kLogitPitch = 4 * (kIds + 4);
-  static constexpr uint32_t kLogitRoom = kRows * kLogitPitch + kThreads / 32 * answers::Best::kBytes;
+  static constexpr uint32_t kWarpN = 16, kWarpM = kBlockM, kThreads = 2 * kBlockN, kWarpsN = kBlockN / kWarpN;
+  static constexpr uint32_t kLogitPitch = 4 * (kBlockN + 4);
+  static constexpr uint32_t kLogitRoom = kBlockM * kLogitPitch + kThreads / 32 * answers::Best::kBytes;
   // Synchronises the warps that multiply, without those that copy.
   DEVICE static void sync() { barrier_sync(1, kThreads); }
 };
 
-// kColumns: columns of 128 bytes of k in a stage.
-template <class Type_, uint32_t kIds_, uint32_t kRows_, uint32_t kColumns_>
+// A block's tile. kColumns: columns of a stage; a column is 128 bytes of k of the weights, and as many k of
+// the rows.
+//
+// From 128 x 128 on the rate of L2 would be the limit. There blocks work in clusters of two, each of which
+// copies half of what both need, to both: with 128 ids the rows, for ids that follow each other; with 256 the
+// weights, for rows that follow each other.
+template <class Type_, uint32_t kBlockN_, uint32_t kBlockM_, uint32_t kColumns_>
 struct Tile {
   using Type = Type_;
-  using Part = hopper::Part<Type, kIds_, (kRows_ < 32 ? kRows_ : 32)>;
-  static constexpr uint32_t kIds = kIds_, kRows = kRows_, kColumns = kColumns_;
-  static constexpr uint32_t kBlocks = kIds / kBlockIds;  // blocks of 64 ids, each with a warpgroup of its own
-  static constexpr uint32_t kMathThreads = 128 * kBlocks;
+  using Part = hopper::Part<Type, (kBlockN_ < 128 ? kBlockN_ : 128), (kBlockM_ < 32 ? kBlockM_ : 32)>;
+  static constexpr uint32_t kBlockN = kBlockN_, kBlockM = kBlockM_, kColumns = kColumns_;
+  static constexpr uint32_t kBlocks = kBlockN / kPackedIds;  // of 64 ids
+  // One warpgroup, or two. Warpgroup g multiplies blocks g, g + kGroups, ...
+  static constexpr uint32_t kGroups = kBlocks < 2 ? 1 : 2, kBlocksOfGroup = kBlocks / kGroups;
+  static constexpr uint32_t kMathThreads = 128 * kGroups;
+  static constexpr bool kSharesWeights = kBlockN > 128, kSharesRows = !kSharesWeights && kBlockM > 64;
+  static constexpr uint32_t kCluster = kSharesWeights || kSharesRows ? 2 : 1;
+  // The blocks of 64 ids of a stage that a thread block copies.
+  static constexpr uint32_t kBlocksCopied = kSharesWeights ? kBlocks / 2 : kBlocks;
   // With eight math warps and one that copies, three warps share the registers of an SM's quarter: 168 a
   // thread. Accumulators of more than 64 rows leave the epilogue too few of those. A whole warpgroup copies
   // then, and gives its registers away.
-  static constexpr bool kMovesRegisters = kRows > 64;
+  static constexpr bool kMovesRegisters = kBlockM > 64;
+  static constexpr int kMathRegisters = kBlockN > 128 ? 240 : 232, kCopyRegisters = kBlockN > 128 ? 24 : 40;
   static constexpr uint32_t kThreads = kMathThreads + (kMovesRegisters ? 128 : 32);
-  static constexpr uint32_t kRowTile = kRows * kRowBytes;  // bytes of a column of the rows
+  static_assert(256 * kMathRegisters + 128 * kCopyRegisters == 384 * 168,
+                "as many as the launch bounds give 384 threads: setmaxnreg would wait for more for ever");
+  // Tiles of 128-byte rows in a column: two where the elements of rows are wider than those of weights.
+  static constexpr uint32_t kRowTiles = Type::kRowElementBytes / Type::kWeightBytes;
+  static constexpr uint32_t kRowTile = kBlockM * kRowBytes, kRowColumn = kRowTiles * kRowTile;
   static constexpr uint32_t kWeightBytes = kBlocks * kColumns * kBlockBytes;
-  static constexpr uint32_t kStageBytes = kWeightBytes + kColumns * kRowTile;
-  // More stages than any device has room for.
-  static constexpr uint32_t kMostStages = 16;
+  static constexpr uint32_t kStageBytes = kWeightBytes + kColumns * kRowColumn;
+  // Where matmul::tile_coord puts a cluster's tile.
+  struct OfCluster {
+    static constexpr uint32_t kBlockN = Tile::kBlockN * (kSharesRows ? 2 : 1);
+    static constexpr uint32_t kBlockM = Tile::kBlockM * (kSharesWeights ? 2 : 1);
+  };
   static constexpr uint32_t kBarriers = Part::kLogitRoom;
-  static constexpr uint32_t kRing = (kBarriers + 16 * kMostStages + 1023) / 1024 * 1024;
-  static_assert(kRing + 2 * kStageBytes <= 232448, "compute capability 9.0 has 227 KB for a block");
+  static constexpr uint32_t kRing = (kBarriers + 16 * LMHEAD_WGMMA_MAX_STAGES + 1023) / 1024 * 1024;
+  static_assert(kRing + LMHEAD_WGMMA_MIN_STAGES * kStageBytes <= 232448,
+                "compute capability 9.0 has 227 KB for a block");
 };
 
 // Stages that are filled and emptied in turn, with two mbarriers each: `full` counts the copies' bytes,
-// `empty` the warpgroups that have read the stage. The n-th filling is phase n of both.
+// `empty` the warps of the cluster that have read the stage. The n-th filling is phase n of both.
 template <class T>
 struct Ring {
   uint32_t stage = 0, phase = 0;
 
-  // Called by one thread; a barrier of the block must follow.
+  // Called by one thread; a barrier of the cluster must follow.
   DEVICE static void init(uint32_t stages) {
 #pragma unroll 1
     for (uint32_t i = 0; i < stages; ++i) {
       mbarrier_init(barriers() + 16 * i, 1);
-      mbarrier_init(barriers() + 16 * i + 8, T::kBlocks);
+      mbarrier_init(barriers() + 16 * i + 8, T::kCluster * T::kMathThreads / 32);
     }
     fence_mbarrier_init();
   }
@@ -74,28 +94,44 @@ struct Ring {
   DEVICE void wait_full() const { wait(full(), phase); }
   // The first round finds all stages empty: the phase before the first counts as completed.
   DEVICE void wait_empty() const { wait(empty(), phase ^ 1); }
-  DEVICE void advance(const MatmulParams &p) {
-    if (++stage == p.stages) stage = 0, phase ^= 1;
-  }
   DEVICE static void wait(uint32_t barrier, uint32_t parity) {
     while (!mbarrier_try_wait_parity(barrier, parity)) {
     }
   }
+  DEVICE void advance(const MatmulParams &p) {
+    if (++stage == p.stages) stage = 0, phase ^= 1;
+  }
 };
 
+// Tiles of clusters.
 template <class T>
 DEVICE uint32_t tiles_of(const MatmulParams &p) {
-  return ((p.vocab - 1) / T::kIds + 1) * ((p.row_count - 1) / T::kRows + 1);
+  using Whole = typename T::OfCluster;
+  return ((p.vocab - 1) / Whole::kBlockN + 1) * ((p.row_count - 1) / Whole::kBlockM + 1);
+}
+template <class T>
+DEVICE uint32_t rank_in_cluster() {
+  if constexpr (T::kCluster > 1) return cluster_block_rank();
+  return 0;
+}
+// The block's part of a cluster's tile: it may begin behind the last id or row.
+template <class T>
+DEVICE matmul::TileCoord tile_coord(const MatmulParams &p, uint32_t tile) {
+  matmul::TileCoord of_block = matmul::tile_coord<typename T::OfCluster>(p, tile);
+  if constexpr (T::kSharesRows) of_block.first_id += rank_in_cluster<T>() * T::kBlockN;
+  if constexpr (T::kSharesWeights) of_block.first_row += rank_in_cluster<T>() * T::kBlockM;
+  return of_block;
 }
 template <class T>
 DEVICE uint32_t columns_of(const MatmulParams &p) {
   return columns_of<T::Type::kWeightBytes>(p.hidden);
 }
 
-// A block's stages, in order: the columns of a tile, then those of the tile gridDim.x behind it.
+// A cluster's stages, in order: the columns of a tile, then those of the tile that lies as many tiles behind
+// it as there are clusters.
 template <class T>
 struct Walk {
-  uint32_t tile = blockIdx.x, column = 0;
+  uint32_t tile = blockIdx.x / T::kCluster, column = 0;
 
   DEVICE bool more(const MatmulParams &p) const { return tile < tiles_of<T>(p); }
   // Columns of this stage: fewer than T::kColumns at the end of k.
@@ -105,7 +141,7 @@ struct Walk {
   }
   DEVICE void advance(const MatmulParams &p) {
     column += T::kColumns;
-    if (column >= columns_of<T>(p)) column = 0, tile += gridDim.x;
+    if (column >= columns_of<T>(p)) column = 0, tile += gridDim.x / T::kCluster;
   }
 };
 

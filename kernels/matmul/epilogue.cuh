@@ -1,7 +1,7 @@
-// Accumulators -> logits, or a summary of the tile's rows: dequantise, bias, softcap, scale; additions,
+// Accumulators -> logits, or a summary of the tile's rows: dequantise, bias, softcap, scale; logit bias,
 // penalties, mask; temperature; then rounding and stores, or the best candidates and a sum of exponentials. A
-// tile of logits passes through shared memory, [kRows][kIds] f32, and every step is one rounded f32 operation
-// in the CPU backend's order.
+// tile of logits passes through shared memory, [kBlockM][kBlockN] f32, and every step is one rounded f32
+// operation in the CPU backend's order.
 #pragma once
 #include "answers/best.cuh"
 #include "answers/exponential.cuh"
@@ -22,14 +22,14 @@ DEVICE bool is_finite(float v) { return (mov_b32_f32(v) & 0x7fffffffu) < 0x7f800
 constexpr float kInfinity = __builtin_huge_valf();
 
 // Sets a flag in a row's status where a lane of the warp has found it. Called by whole warps.
-DEVICE void say(const MatmulParams &p, uint32_t row, bool found, uint32_t flag) {
+DEVICE void set_status(const MatmulParams &p, uint32_t row, bool found, uint32_t flag) {
   if (vote_any(found) && lane_id() == 0) atom_or_u32(p.logits.status + row, flag);
 }
 
 // Dequantise, bias and, where no softcap comes between, scale. Adding -0 and multiplying by 1 change no bits,
 // so an absent bias or scale needs no branch.
 template <class T>
-DEVICE float dequantise(typename T::Type::Sum sum, float row_scale, float weight_scale, float bias,
+DEVICE float dequantise(typename T::Type::Accumulator sum, float row_scale, float weight_scale, float bias,
                         float scale) {
   float v;
   if constexpr (T::Type::kRowScales)
@@ -41,7 +41,7 @@ DEVICE float dequantise(typename T::Type::Sum sum, float row_scale, float weight
 }
 
 // Softcap, then scale.
-DEVICE float soften(const MatmulParams &p, float v) {
+DEVICE float softcap(const MatmulParams &p, float v) {
   return mul_rn_f32(mul_rn_f32(tanh(div_rn_f32(v, p.softcap)), p.softcap), p.scale);
 }
 
@@ -63,22 +63,23 @@ DEVICE float penalise(float v, uint32_t packed, const Penalties &of) {
 
 // Accumulator `n` of the four that a thread has of 16 ids x 8 rows: in the layout of mma.sync, and in that of
 // wgmma, of which a warp has 16 ids.
-template <class Sum, uint32_t kIdParts, uint32_t kRowParts>
-DEVICE Sum sum_of(const Sum (&d)[kIdParts][kRowParts][4], uint32_t ids, uint32_t rows, uint32_t n) {
+template <class Accumulator, uint32_t kIdParts, uint32_t kRowParts>
+DEVICE Accumulator accumulator_of(const Accumulator (&d)[kIdParts][kRowParts][4], uint32_t ids, uint32_t rows,
+                                  uint32_t n) {
   return d[ids][rows][n];
 }
-template <class Sum, uint32_t kCount>
-DEVICE Sum sum_of(const Sum (&d)[kCount], uint32_t, uint32_t rows, uint32_t n) {
+template <class Accumulator, uint32_t kCount>
+DEVICE Accumulator accumulator_of(const Accumulator (&d)[kCount], uint32_t, uint32_t rows, uint32_t n) {
   return d[4 * rows + n];
 }
 
 // Dequantises a thread's accumulators in registers, where only scales are waited for, and stores the logits
 // to the tile.
-template <class T, class Accumulators>
-DEVICE void spread(const MatmulParams &p, const Place &at, const Accumulators &d) {
-  constexpr uint32_t kParts = T::kWarpIds / 16, kRowParts = T::kWarpRows / 8;
+template <class T, class AnyAccumulators>
+DEVICE void dequant_bias(const MatmulParams &p, const TileCoord &at, const AnyAccumulators &d) {
+  constexpr uint32_t kParts = T::kWarpN / 16, kRowParts = T::kWarpM / 8;
   const uint32_t lane = lane_id();
-  const Place of_warp = warp_place<T>(threadIdx.x / 32);
+  const TileCoord of_warp = warp_coord<T>(threadIdx.x / 32);
   const uint32_t column = of_warp.first_id + lane / 4, row = of_warp.first_row + lane % 4 * 2;
   const float scale = p.softcap != 0 ? 1.0f : p.scale;
   float weight_scale[kParts][2], bias[kParts][2];
@@ -119,7 +120,7 @@ DEVICE void spread(const MatmulParams &p, const Place &at, const Accumulators &d
           if constexpr (T::Type::kRowScales) of_row = row_scale[j][e];
           if constexpr (T::Type::kWeightScales) of_weight = weight_scale[i][half];
           const float v =
-              dequantise<T>(sum_of(d, i, j, 2 * half + e), of_row, of_weight, bias[i][half], scale);
+              dequantise<T>(accumulator_of(d, i, j, 2 * half + e), of_row, of_weight, bias[i][half], scale);
           // NaN and infinity times 0 are NaN, and so is `found` from then on. What is not finite before the
           // scale is not after it.
           found = fma_rn_f32(v, 0.0f, found);
@@ -137,17 +138,17 @@ DEVICE void spread(const MatmulParams &p, const Place &at, const Accumulators &d
   }
 }
 
-// Softcap of the tile: a thread has one id, of every (kThreads / kIds)-th row.
+// Softcap of the tile: a thread has one id, of every (kThreads / kBlockN)-th row.
 template <class T>
-DEVICE void soften(const MatmulParams &p, const Place &at) {
-  const uint32_t column = threadIdx.x % T::kIds;
+DEVICE void softcap(const MatmulParams &p, const TileCoord &at) {
+  const uint32_t column = threadIdx.x % T::kBlockN;
 #pragma unroll 1
-  for (uint32_t r = threadIdx.x / T::kIds; r < T::kRows && at.first_row + r < p.row_count;
-       r += T::kThreads / T::kIds) {
+  for (uint32_t r = threadIdx.x / T::kBlockN; r < T::kBlockM && at.first_row + r < p.row_count;
+       r += T::kThreads / T::kBlockN) {
     const uint32_t to = logit_address<T>(r, column);
-    const float v = soften(p, ld_shared_f32(to));
-    // Infinity before the softcap, which hides it, was found by `spread`.
-    say(p, at.first_row + r, !is_finite(v), LMHEAD_STATUS_NONFINITE);
+    const float v = softcap(p, ld_shared_f32(to));
+    // Infinity before the softcap, which hides it, was found by `dequant_bias`.
+    set_status(p, at.first_row + r, !is_finite(v), LMHEAD_STATUS_NONFINITE);
     st_shared_f32(to, v);
   }
 }
@@ -164,24 +165,24 @@ DEVICE uint32_t first_not_below(const uint32_t *ids, uint32_t from, uint32_t end
   return from;
 }
 
-// Applies additions, then penalties, to single logits: a thread goes through all of a row's entries, of which
-// few are in a tile.
+// Applies logit bias, then penalties, to single logits: a thread goes through all of a row's entries, of
+// which few are in a tile.
 template <class T>
-DEVICE void adjust(const MatmulParams &p, const Place &at) {
+DEVICE void adjust(const MatmulParams &p, const TileCoord &at) {
   const LogitAdjustments &a = p.adjustments;
-  const uint32_t end_id = at.first_id + T::kIds < p.vocab ? at.first_id + T::kIds : p.vocab;
-  for (uint32_t r = threadIdx.x; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads) {
+  const uint32_t end_id = at.first_id + T::kBlockN < p.vocab ? at.first_id + T::kBlockN : p.vocab;
+  for (uint32_t r = threadIdx.x; r < T::kBlockM && at.first_row + r < p.row_count; r += T::kThreads) {
     const uint32_t row = at.first_row + r;
-    if (a.addition_offsets) {
-      const uint32_t end = ld_global_u32(a.addition_offsets + row + 1);
+    if (a.logit_bias_offsets) {
+      const uint32_t end = ld_global_u32(a.logit_bias_offsets + row + 1);
       uint32_t entry =
-          first_not_below(a.addition_ids, ld_global_u32(a.addition_offsets + row), end, at.first_id);
+          first_not_below(a.logit_bias_ids, ld_global_u32(a.logit_bias_offsets + row), end, at.first_id);
       for (; entry < end; ++entry) {
-        const uint32_t id = ld_global_u32(a.addition_ids + entry);
+        const uint32_t id = ld_global_u32(a.logit_bias_ids + entry);
         // Past the tile; or before it, where ids do not ascend: nothing outside of the tile is touched.
         if (id - at.first_id >= end_id - at.first_id) break;
         const uint32_t to = logit_address<T>(r, id - at.first_id);
-        st_shared_f32(to, add_rn_f32(ld_shared_f32(to), load_f32(a.addition_values + entry)));
+        st_shared_f32(to, add_rn_f32(ld_shared_f32(to), load_f32(a.logit_bias_values + entry)));
       }
     }
     if (a.count_offsets) {
@@ -201,16 +202,17 @@ DEVICE void adjust(const MatmulParams &p, const Place &at) {
 // Mask and temperature: a warp has a row. Each lane has the ids lane, lane + 32, ..., so one bit of each word
 // of the mask.
 template <class T>
-DEVICE void settle(const MatmulParams &p, const Place &at, bool adjusted) {
+DEVICE void mask_temperature(const MatmulParams &p, const TileCoord &at, bool adjusted) {
   const LogitAdjustments &a = p.adjustments;
   const uint32_t lane = lane_id();
 #pragma unroll 1
-  for (uint32_t r = threadIdx.x / 32; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / 32) {
+  for (uint32_t r = threadIdx.x / 32; r < T::kBlockM && at.first_row + r < p.row_count;
+       r += T::kThreads / 32) {
     const uint32_t row = at.first_row + r;
     bool good = true, any = false;
     const float temperature = a.temperatures ? load_f32(a.temperatures + row) : 0.0f;
 #pragma unroll
-    for (uint32_t i = 0; i < T::kIds / 32; ++i) {
+    for (uint32_t i = 0; i < T::kBlockN / 32; ++i) {
       const uint32_t id = at.first_id + 32 * i + lane;
       if (id >= p.vocab) continue;
       const uint32_t from = logit_address<T>(r, 32 * i + lane);
@@ -225,8 +227,8 @@ DEVICE void settle(const MatmulParams &p, const Place &at, bool adjusted) {
       }
       st_shared_f32(from, v);
     }
-    say(p, row, !good, p.raw ? LMHEAD_STATUS_ADJUSTED : LMHEAD_STATUS_NONFINITE);
-    if (adjusted) say(p, row, any, LMHEAD_STATUS_ALLOWED);
+    set_status(p, row, !good, p.raw ? LMHEAD_STATUS_ADJUSTED : LMHEAD_STATUS_NONFINITE);
+    if (adjusted) set_status(p, row, any, LMHEAD_STATUS_ALLOWED);
   }
 }
 
@@ -243,9 +245,9 @@ DEVICE uint32_t pack(F16, uint32_t low, uint32_t high) {
 DEVICE uint32_t pack(Bf16, uint32_t low, uint32_t high) {
   return cvt_rn_bf16_f32(mov_f32_b32(low)).bits | uint32_t(cvt_rn_bf16_f32(mov_f32_b32(high)).bits) << 16;
 }
-DEVICE U32x4 piece_of(F32, const U32x4 (&v)[1]) { return v[0]; }
+DEVICE U32x4 vector_of(F32, const U32x4 (&v)[1]) { return v[0]; }
 template <class Half>
-DEVICE U32x4 piece_of(Half half, const U32x4 (&v)[2]) {
+DEVICE U32x4 vector_of(Half half, const U32x4 (&v)[2]) {
   return {pack(half, v[0].x, v[0].y), pack(half, v[0].z, v[0].w), pack(half, v[1].x, v[1].y),
           pack(half, v[1].z, v[1].w)};
 }
@@ -263,27 +265,27 @@ DEVICE bool overflows(Type type, uint32_t bits) {
 
 // Rounds and stores 16 bytes a thread, those of a row side by side.
 template <class T, class Type>
-DEVICE void store_wide(const MatmulParams &p, const Place &at, Type type, uint8_t *data) {
-  constexpr uint32_t kBytes = sizeof(Type), kEach = 16 / kBytes, kPieces = T::kIds / kEach,
-                     kAll = T::kRows * kPieces;
+DEVICE void store_wide(const MatmulParams &p, const TileCoord &at, Type type, uint8_t *data) {
+  constexpr uint32_t kBytes = sizeof(Type), kEach = 16 / kBytes, kVectors = T::kBlockN / kEach,
+                     kAll = T::kBlockM * kVectors;
   constexpr uint32_t kRounds = (kAll + T::kThreads - 1) / T::kThreads, kAtOnce = kRounds < 4 ? kRounds : 4;
 #pragma unroll 1
   for (uint32_t round = 0; round < kRounds; round += kAtOnce) {
-    // Several pieces are loaded together; threads beyond the last load others' and store none.
+    // Several vectors are loaded together; threads beyond the last load others' and store none.
     U32x4 v[kAtOnce][kEach / 4];
 #pragma unroll
     for (uint32_t n = 0; n < kAtOnce; ++n) {
       const uint32_t i = (threadIdx.x + (round + n) * T::kThreads) % kAll;
 #pragma unroll
       for (uint32_t part = 0; part < kEach / 4; ++part)
-        v[n][part] = ld_shared_v4(logit_address<T>(i / kPieces, i % kPieces * kEach + 4 * part));
+        v[n][part] = ld_shared_v4(logit_address<T>(i / kVectors, i % kVectors * kEach + 4 * part));
     }
 #pragma unroll
     for (uint32_t n = 0; n < kAtOnce; ++n) {
       const uint32_t i = threadIdx.x + (round + n) * T::kThreads;
-      const uint32_t row = at.first_row + i / kPieces, id = at.first_id + i % kPieces * kEach;
+      const uint32_t row = at.first_row + i / kVectors, id = at.first_id + i % kVectors * kEach;
       if (i >= kAll || row >= p.row_count) continue;
-      st_global_v4(data + row * p.logits.pitch + uint64_t(id) * kBytes, piece_of(type, v[n]));
+      st_global_v4(data + row * p.logits.pitch + uint64_t(id) * kBytes, vector_of(type, v[n]));
       bool over = false;
 #pragma unroll
       for (uint32_t part = 0; part < kEach / 4; ++part)
@@ -298,13 +300,14 @@ DEVICE void store_wide(const MatmulParams &p, const Place &at, Type type, uint8_
 // The same where rows are not aligned to 16 bytes, or end within the tile: a warp has a row, and its lanes
 // store side by side.
 template <class T, class Type>
-DEVICE void store_narrow(const MatmulParams &p, const Place &at, Type type, uint8_t *data) {
+DEVICE void store_narrow(const MatmulParams &p, const TileCoord &at, Type type, uint8_t *data) {
   constexpr uint32_t kBytes = sizeof(Type);
 #pragma unroll 1
-  for (uint32_t r = threadIdx.x / 32; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / 32) {
+  for (uint32_t r = threadIdx.x / 32; r < T::kBlockM && at.first_row + r < p.row_count;
+       r += T::kThreads / 32) {
     uint8_t *to = data + (at.first_row + r) * p.logits.pitch;
 #pragma unroll
-    for (uint32_t i = 0; i < T::kIds / 32; ++i) {
+    for (uint32_t i = 0; i < T::kBlockN / 32; ++i) {
       const uint32_t column = 32 * i + lane_id(), id = at.first_id + column;
       if (id >= p.vocab) continue;
       const float v = ld_shared_f32(logit_address<T>(r, column));
@@ -316,8 +319,8 @@ DEVICE void store_narrow(const MatmulParams &p, const Place &at, Type type, uint
 }
 
 template <class T, class Type>
-DEVICE void store(const MatmulParams &p, const Place &at, Type type, void *data) {
-  if ((uint64_t(data) | p.logits.pitch) % 16 == 0 && at.first_id + T::kIds <= p.vocab)
+DEVICE void store(const MatmulParams &p, const TileCoord &at, Type type, void *data) {
+  if ((uint64_t(data) | p.logits.pitch) % 16 == 0 && at.first_id + T::kBlockN <= p.vocab)
     store_wide<T>(p, at, type, static_cast<uint8_t *>(data));
   else
     store_narrow<T>(p, at, type, static_cast<uint8_t *>(data));
@@ -325,18 +328,19 @@ DEVICE void store(const MatmulParams &p, const Place &at, Type type, void *data)
 
 // The tile's candidates: a warp has a row.
 template <class T>
-DEVICE void find_best(const MatmulParams &p, const Place &at, uint8_t *partials, uint64_t stride) {
-  constexpr uint32_t kTileBytes = T::kRows * T::kLogitPitch;
+DEVICE void find_best(const MatmulParams &p, const TileCoord &at, uint8_t *partials, uint64_t stride) {
+  constexpr uint32_t kTileBytes = T::kBlockM * T::kLogitPitch;
   using answers::Best;
   static_assert(kTileBytes + T::kThreads / 32 * Best::kBytes <= T::kLogitRoom, "a tile's room holds both");
   const uint32_t list = dynamic_shared() + kTileBytes + threadIdx.x / 32 * Best::kBytes, lane = lane_id();
 #pragma unroll 1
-  for (uint32_t r = threadIdx.x / 32; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / 32) {
+  for (uint32_t r = threadIdx.x / 32; r < T::kBlockM && at.first_row + r < p.row_count;
+       r += T::kThreads / 32) {
     uint32_t *bar = p.partials.bars + at.first_row + r;
     const uint32_t known = ld_relaxed_u32(bar);
     Best best(list, p.partials.k, known);
 #pragma unroll
-    for (uint32_t i = 0; i < T::kIds / 32; ++i) {
+    for (uint32_t i = 0; i < T::kBlockN / 32; ++i) {
       const uint32_t id = at.first_id + 32 * i + lane;
       best.offer(id < p.vocab, ld_shared_u32(logit_address<T>(r, 32 * i + lane)), id);
     }
@@ -358,39 +362,40 @@ DEVICE void find_best(const MatmulParams &p, const Place &at, uint8_t *partials,
 // Stores how many of the tile's logits beat each target of its rows, behind a row's `places` candidates: a
 // warp has a row.
 template <class T>
-DEVICE void count_better(const MatmulParams &p, const Place &at, uint8_t *partials, uint64_t stride,
-                         uint32_t places) {
+DEVICE void count_greater(const MatmulParams &p, const TileCoord &at, uint8_t *partials, uint64_t stride,
+                          uint32_t places) {
   const uint32_t lane = lane_id(), count = p.partials.target_count;
 #pragma unroll 1
-  for (uint32_t r = threadIdx.x / 32; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / 32) {
+  for (uint32_t r = threadIdx.x / 32; r < T::kBlockM && at.first_row + r < p.row_count;
+       r += T::kThreads / 32) {
     const uint32_t row = at.first_row + r;
     uint8_t *out = partials + row * stride + sizeof(PartialRow) + places * sizeof(Candidate);
 #pragma unroll 1
     for (uint32_t n = 0; n < count; ++n) {
       const U32x2 target = ld_global_v2(p.partials.targets + uint64_t(row) * count + n);
       const uint64_t key = answers::key_of(target.x, target.y);
-      uint32_t better = 0;
+      uint32_t num_greater = 0;
 #pragma unroll
-      for (uint32_t i = 0; i < T::kIds / 32; ++i) {
+      for (uint32_t i = 0; i < T::kBlockN / 32; ++i) {
         const uint32_t id = at.first_id + 32 * i + lane,
                        bits = ld_shared_u32(logit_address<T>(r, 32 * i + lane));
-        better += popc_b32(
-            vote_ballot(id < p.vocab && answers::key_of(bits, p.partials.first_id + id) > key));
+        num_greater +=
+            popc_b32(vote_ballot(id < p.vocab && answers::key_of(bits, p.partials.first_id + id) > key));
       }
-      if (lane == 0) st_global_u32(out + 4 * n, target.y != UINT32_MAX ? better : 0);
+      if (lane == 0) st_global_u32(out + 4 * n, target.y != UINT32_MAX ? num_greater : 0);
     }
   }
 }
 
 // The tile's sums of exponentials: a row's threads are neighbours in a warp.
 template <class T>
-DEVICE void add_up(const MatmulParams &p, const Place &at, uint8_t *partials, uint64_t stride) {
-  constexpr uint32_t kLanes = T::kThreads / T::kRows < 32 ? T::kThreads / T::kRows : 32, kEach = 8;
+DEVICE void add_up(const MatmulParams &p, const TileCoord &at, uint8_t *partials, uint64_t stride) {
+  constexpr uint32_t kLanes = T::kThreads / T::kBlockM < 32 ? T::kThreads / T::kBlockM : 32, kEach = 8;
   const uint32_t r = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   answers::ExpSum sum;
   if (p.partials.sum) {
 #pragma unroll 1
-    for (uint32_t column = kEach * lane; column < T::kIds; column += kEach * kLanes) {
+    for (uint32_t column = kEach * lane; column < T::kBlockN; column += kEach * kLanes) {
       float some[kEach];
 #pragma unroll
       for (uint32_t i = 0; i < kEach; i += 4) {
@@ -416,15 +421,15 @@ DEVICE void add_up(const MatmulParams &p, const Place &at, uint8_t *partials, ui
 // Draws an id of each of the tile's rows. A lane has four ids, whose noise comes from one counter; a warp has
 // a row, or two.
 template <class T>
-DEVICE void draw(const MatmulParams &p, const Place &at) {
+DEVICE void draw(const MatmulParams &p, const TileCoord &at) {
   using namespace answers;
-  constexpr uint32_t kEach = 4, kLanes = T::kIds / kEach, kRowsAtOnce = 32 / kLanes,
+  constexpr uint32_t kEach = 4, kLanes = T::kBlockN / kEach, kRowsAtOnce = 32 / kLanes,
                      kWarps = T::kThreads / 32;
   static_assert(kLanes == 16 || kLanes == 32, "whole rows in a warp");
   const uint32_t lane = lane_id(), part = lane % kLanes, first_lane = lane - part, column = kEach * part;
-  const uint32_t tiles = (p.vocab + T::kIds - 1) / T::kIds;
+  const uint32_t tiles = (p.vocab + T::kBlockN - 1) / T::kBlockN;
 #pragma unroll 1
-  for (uint32_t turn = threadIdx.x / 32 * kRowsAtOnce; turn < T::kRows && at.first_row + turn < p.row_count;
+  for (uint32_t turn = threadIdx.x / 32 * kRowsAtOnce; turn < T::kBlockM && at.first_row + turn < p.row_count;
        turn += kWarps * kRowsAtOnce) {
     // A row behind the last reads the last one's parameters, and stores nothing.
     const uint32_t r = turn + lane / kLanes, wanted = at.first_row + r;
@@ -466,7 +471,7 @@ DEVICE void draw(const MatmulParams &p, const Place &at) {
     }
     const bool nobody = drawn.id == Draw::kNobody;
     Candidate *out =
-        reinterpret_cast<Candidate *>(p.partials.data) + uint64_t(row) * tiles + at.first_id / T::kIds;
+        reinterpret_cast<Candidate *>(p.partials.data) + uint64_t(row) * tiles + at.first_id / T::kBlockN;
     if (is_row && speaks)
       st_global_v2(out, {nobody ? 0xff800000u : mov_b32_f32(drawn.logit), nobody ? 0 : drawn.id});
   }
@@ -474,40 +479,40 @@ DEVICE void draw(const MatmulParams &p, const Place &at) {
 
 // Stores what the tile knows of its rows, PartialRows, instead of logits.
 template <class T>
-DEVICE void summarise(const MatmulParams &p, const Place &at) {
-  const uint32_t ids = p.vocab - at.first_id < T::kIds ? p.vocab - at.first_id : T::kIds;
+DEVICE void summarise(const MatmulParams &p, const TileCoord &at) {
+  const uint32_t ids = p.vocab - at.first_id < T::kBlockN ? p.vocab - at.first_id : T::kBlockN;
   const uint32_t k = p.partials.k, targets = p.partials.target_count;
   const auto stride = [=](uint32_t ids) { return answers::partial_bytes(k < ids ? k : ids, targets); };
-  // All tiles before this one have T::kIds ids.
-  uint8_t *partials = p.partials.data + at.first_id / T::kIds * (p.row_count * stride(T::kIds));
+  // All tiles before this one have T::kBlockN ids.
+  uint8_t *partials = p.partials.data + at.first_id / T::kBlockN * (p.row_count * stride(T::kBlockN));
   find_best<T>(p, at, partials, stride(ids));
-  if (targets) count_better<T>(p, at, partials, stride(ids), k < ids ? k : ids);
+  if (targets) count_greater<T>(p, at, partials, stride(ids), k < ids ? k : ids);
   add_up<T>(p, at, partials, stride(ids));
 }
 
 // Called by the first T::kThreads threads of the block, after the last product.
-template <class T, class Accumulators>
-DEVICE void epilogue(const MatmulParams &p, const Place &at, const Accumulators &d) {
+template <class T, class AnyAccumulators>
+DEVICE void epilogue(const MatmulParams &p, const TileCoord &at, const AnyAccumulators &d) {
   const LogitAdjustments &a = p.adjustments;
   // The tile of logits overwrites the stages, or the tile before, which other warps may still read.
   T::sync();
-  spread<T>(p, at, d);
+  dequant_bias<T>(p, at, d);
   T::sync();
   if (p.softcap != 0) {
-    soften<T>(p, at);
+    softcap<T>(p, at);
     T::sync();
   }
   if (p.raw) {
     store<T>(p, at, F32{}, p.raw);
     T::sync();
   }
-  if (a.addition_offsets || a.count_offsets) {
+  if (a.logit_bias_offsets || a.count_offsets) {
     adjust<T>(p, at);
     T::sync();
   }
-  const bool adjusted = a.allowed || a.addition_offsets || a.count_offsets;
+  const bool adjusted = a.allowed || a.logit_bias_offsets || a.count_offsets;
   if (adjusted || a.temperatures) {
-    settle<T>(p, at, adjusted);
+    mask_temperature<T>(p, at, adjusted);
     T::sync();
   }
   if (p.partials.draws)

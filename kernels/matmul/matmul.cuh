@@ -8,12 +8,12 @@ namespace matmul {
 template <class T>
 DEVICE void run(const MatmulParams &p) {
   // Layout: the block's tile, its ring, and what of a stage is this thread's.
-  const Place at = place<T>(p, blockIdx.x);
+  const TileCoord at = tile_coord<T>(p, blockIdx.x);
   Ring<T::kStageBytes> ring(p.stages);
   const Fragments lane = fragments<T>();
   const uint32_t ahead = (p.stages - 1) * T::kStep;
   Sources<T> from;
-  Sums<T> d = {};
+  Accumulators<T> d = {};
 
   // Load all stages but one. Weights first: they wait neither for the rows' indices nor for the kernel
   // before.
@@ -45,9 +45,9 @@ DEVICE void run(const MatmulParams &p) {
 
 }  // namespace matmul
 
-// A kernel of a step (step.cuh) for tiles of `ids` x `rows`. The registers of an SM must have room for
-// `blocks` blocks.
-#define MATMUL_KERNEL(name, Type, ids, rows, blocks)                                               \
-  KERNEL(name, MatmulParams, (matmul::Tile<matmul::Type, ids, rows>::kThreads), blocks) {          \
-    matmul::run<matmul::Tile<matmul::Type, ids, rows>>(params);                                    \
+// A kernel of a step (step.cuh) for tiles of `block_n` ids x `block_m` rows. The registers of an SM must have
+// room for `blocks` blocks.
+#define MATMUL_KERNEL(name, Type, block_n, block_m, blocks)                                      \
+  KERNEL(name, MatmulParams, (matmul::Tile<matmul::Type, block_n, block_m>::kThreads), blocks) { \
+    matmul::run<matmul::Tile<matmul::Type, block_n, block_m>>(params);                           \
   }

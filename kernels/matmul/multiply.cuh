@@ -1,4 +1,4 @@
-// A stage's products: each warp its kWarpIds x kWarpRows, one chain of instructions per output, k ascending.
+// A stage's products: each warp its kWarpN x kWarpM, one chain of instructions per output, k ascending.
 #pragma once
 #include "matmul/tile.cuh"
 
@@ -6,7 +6,7 @@ namespace matmul {
 
 // Accumulators of a warp: [16 ids each][8 rows each][as mma.sync has them].
 template <class T>
-using Sums = typename T::Type::Sum[T::kWarpIds / 16][T::kWarpRows / 8][4];
+using Accumulators = typename T::Type::Accumulator[T::kWarpN / 16][T::kWarpM / 8][4];
 
 // Where a lane's first fragments lie, relative to a stage's beginning, which is a multiple of 128. Within a
 // row of 128 bytes the swizzle is an exclusive or: the addresses of further k are these XOR a constant, those
@@ -20,24 +20,23 @@ struct Fragments {
 template <class T>
 DEVICE Fragments fragments() {
   const uint32_t lane = lane_id();
-  const auto [first_id, first_row] = warp_place<T>(threadIdx.x / 32);
+  const auto [first_id, first_row] = warp_coord<T>(threadIdx.x / 32);
   // ldmatrix: lane 8m + i gives the address of row i of matrix m. The matrices are ids 0-7 and 8-15 of 16
   // bytes, then of the next 16.
-  const uint32_t weights = piece_address(0, first_id + lane / 8 % 2 * 8 + lane % 8, lane / 16);
+  const uint32_t weights = vector_address(0, first_id + lane / 8 % 2 * 8 + lane % 8, lane / 16);
   if constexpr (T::kRowTiles == 2)  // a lane has eight bytes of the row that is its column
-    return {weights, row_piece<T>(0, first_row + lane / 4, lane % 4 / 2) + lane % 2 * 8};
-  else if constexpr (T::kWarpRows == 8)  // four times 16 bytes of eight rows, for two steps
-    return {weights, row_piece<T>(0, lane % 8, lane / 8)};
+    return {weights, row_vector<T>(0, first_row + lane / 4, lane % 4 / 2) + lane % 2 * 8};
+  else if constexpr (T::kWarpM == 8)  // four times 16 bytes of eight rows, for two steps
+    return {weights, row_vector<T>(0, lane % 8, lane / 8)};
   else  // (first, second 16 bytes) of eight rows, then of the next eight
-    return {weights, row_piece<T>(0, first_row + lane / 16 * 8 + lane % 8, lane / 8 % 2)};
+    return {weights, row_vector<T>(0, first_row + lane / 16 * 8 + lane % 8, lane / 8 % 2)};
 }
 
 // Loads the ids' fragments of 32 bytes of k: ids 0-7 and 8-15 of the first 16 bytes, then of the second.
 template <class T>
-DEVICE void load_ids(uint32_t (&a)[T::kWarpIds / 16][4], uint32_t weights, uint32_t step) {
+DEVICE void load_ids(uint32_t (&a)[T::kWarpN / 16][4], uint32_t weights, uint32_t step) {
 #pragma unroll
-  for (uint32_t i = 0; i < T::kWarpIds / 16; ++i)
-    ldmatrix_x4(a[i], (weights ^ step << 5) + i * 16 * kRowBytes);
+  for (uint32_t i = 0; i < T::kWarpN / 16; ++i) ldmatrix_x4(a[i], (weights ^ step << 5) + i * 16 * kRowBytes);
 }
 
 template <class Half>
@@ -51,27 +50,27 @@ DEVICE void multiply_add(int8_t, int32_t (&d)[4], const uint32_t (&a)[4], const 
 // Products of rows and weights with elements of the same size: 32 bytes of k are one instruction, of 16
 // halves or 32 int8.
 template <class T, class Kind>
-DEVICE void multiply_alike(Kind kind, Sums<T> &d, const Fragments &at) {
+DEVICE void multiply_alike(Kind kind, Accumulators<T> &d, const Fragments &at) {
   [[maybe_unused]] uint32_t two_steps[4];
 #pragma unroll
   for (uint32_t step = 0; step < kRowBytes / 32; ++step) {
-    uint32_t a[T::kWarpIds / 16][4], b[T::kWarpRows / 8][2];
+    uint32_t a[T::kWarpN / 16][4], b[T::kWarpM / 8][2];
     load_ids<T>(a, at.weights, step);
-    if constexpr (T::kWarpRows == 8) {
+    if constexpr (T::kWarpM == 8) {
       if (step % 2 == 0) ldmatrix_x4(two_steps, at.rows ^ step << 5);
       b[0][0] = two_steps[step % 2 * 2], b[0][1] = two_steps[step % 2 * 2 + 1];
     } else {
 #pragma unroll
-      for (uint32_t j = 0; j < T::kWarpRows / 8; j += 2) {
+      for (uint32_t j = 0; j < T::kWarpM / 8; j += 2) {
         uint32_t both[4];
         ldmatrix_x4(both, (at.rows ^ step << 5) + j * 8 * kRowBytes);
         b[j][0] = both[0], b[j][1] = both[1], b[j + 1][0] = both[2], b[j + 1][1] = both[3];
       }
     }
 #pragma unroll
-    for (uint32_t i = 0; i < T::kWarpIds / 16; ++i)
+    for (uint32_t i = 0; i < T::kWarpN / 16; ++i)
 #pragma unroll
-      for (uint32_t j = 0; j < T::kWarpRows / 8; ++j) multiply_add(kind, d[i][j], a[i], b[j]);
+      for (uint32_t j = 0; j < T::kWarpM / 8; ++j) multiply_add(kind, d[i][j], a[i], b[j]);
   }
 }
 
@@ -125,26 +124,26 @@ DEVICE void widen(E4m3, F16, uint32_t bytes, uint32_t &low, uint32_t &high) {
 // that both operands share. ldmatrix gives lane t the bytes 4t to 4t+3, which are taken for its columns 2t,
 // 2t+1, 2t+8, 2t+9. The same four elements of a row are eight consecutive bytes.
 template <class T>
-DEVICE void multiply_widened(typename T::Type::Half half, Sums<T> &d, const Fragments &at) {
+DEVICE void multiply_widened(typename T::Type::Half half, Accumulators<T> &d, const Fragments &at) {
 #pragma unroll
   for (uint32_t step = 0; step < kRowBytes / 32; ++step) {
-    uint32_t bytes[T::kWarpIds / 16][4];
+    uint32_t bytes[T::kWarpN / 16][4];
     load_ids<T>(bytes, at.weights, step);
 #pragma unroll
     for (uint32_t part = 0; part < 2; ++part) {
-      uint32_t a[T::kWarpIds / 16][4];
+      uint32_t a[T::kWarpN / 16][4];
 #pragma unroll
-      for (uint32_t i = 0; i < T::kWarpIds / 16; ++i) {
+      for (uint32_t i = 0; i < T::kWarpN / 16; ++i) {
         widen(typename T::Type::Code{}, half, bytes[i][2 * part], a[i][0], a[i][2]);
         widen(typename T::Type::Code{}, half, bytes[i][2 * part + 1], a[i][1], a[i][3]);
       }
 #pragma unroll
-      for (uint32_t j = 0; j < T::kWarpRows / 8; ++j) {
+      for (uint32_t j = 0; j < T::kWarpM / 8; ++j) {
         // A step of the weights is 64 bytes of a row: the row's two tiles of 128 bytes hold two steps each.
         const U32x2 x =
             ld_shared_v2((at.rows ^ (step % 2 * 2 + part) << 5) + step / 2 * T::kRowTile + j * 8 * kRowBytes);
 #pragma unroll
-        for (uint32_t i = 0; i < T::kWarpIds / 16; ++i) multiply_add(half, d[i][j], a[i], {x.x, x.y});
+        for (uint32_t i = 0; i < T::kWarpN / 16; ++i) multiply_add(half, d[i][j], a[i], {x.x, x.y});
       }
     }
   }
@@ -152,7 +151,7 @@ DEVICE void multiply_widened(typename T::Type::Half half, Sums<T> &d, const Frag
 
 // A stage's products.
 template <class T>
-DEVICE void multiply(Sums<T> &d, const Fragments &at) {
+DEVICE void multiply(Accumulators<T> &d, const Fragments &at) {
   using Type = typename T::Type;
   if constexpr (T::kRowTiles == 2)
     multiply_widened<T>(typename Type::Half{}, d, at);

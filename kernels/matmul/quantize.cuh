@@ -8,7 +8,7 @@ namespace int8_rows {
 
 using namespace ptx;
 
-constexpr uint32_t kThreads = 256, kWarps = kThreads / 32, kPiece = 16;  // elements a thread takes at once
+constexpr uint32_t kThreads = 256, kWarps = kThreads / 32, kChunk = 16;  // elements a thread takes at once
 
 struct F32 {};
 
@@ -30,18 +30,18 @@ DEVICE void both(F16, uint32_t word, float (&v)[2]) {
   v[0] = cvt_f32_f16({uint16_t(word)}), v[1] = cvt_f32_f16({uint16_t(word >> 16)});
 }
 
-// Loads kPiece elements from k on, zeros past the end. Aligned rows are read 16 bytes at a time.
+// Loads kChunk elements from k on, zeros past the end. Aligned rows are read 16 bytes at a time.
 template <class Type>
-DEVICE void piece(Type type, const uint8_t *row, uint32_t k, uint32_t hidden, bool aligned,
-                  float (&v)[kPiece]) {
-  if (!aligned || k + kPiece > hidden) {
+DEVICE void load_chunk(Type type, const uint8_t *row, uint32_t k, uint32_t hidden, bool aligned,
+                       float (&v)[kChunk]) {
+  if (!aligned || k + kChunk > hidden) {
 #pragma unroll
-    for (uint32_t i = 0; i < kPiece; ++i) v[i] = k + i < hidden ? element(type, row, k + i) : 0.0f;
+    for (uint32_t i = 0; i < kChunk; ++i) v[i] = k + i < hidden ? element(type, row, k + i) : 0.0f;
     return;
   }
   constexpr uint32_t kBytes = sizeof(Type) == 1 ? 4 : 2;
 #pragma unroll
-  for (uint32_t i = 0; i < kPiece * kBytes / 16; ++i) {
+  for (uint32_t i = 0; i < kChunk * kBytes / 16; ++i) {
     const U32x4 four = ld_global_v4(row + uint64_t(k) * kBytes + 16 * i);
     const uint32_t words[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
@@ -81,11 +81,11 @@ DEVICE uint32_t block_max(uint32_t v) {
 template <class Type>
 DEVICE uint32_t largest_magnitude(Type type, const uint8_t *row, uint32_t hidden, bool aligned) {
   uint32_t largest = 0;
-  float v[kPiece];
-  for (uint32_t k = threadIdx.x * kPiece; k < hidden; k += kThreads * kPiece) {
-    piece(type, row, k, hidden, aligned, v);
+  float v[kChunk];
+  for (uint32_t k = threadIdx.x * kChunk; k < hidden; k += kThreads * kChunk) {
+    load_chunk(type, row, k, hidden, aligned, v);
 #pragma unroll
-    for (uint32_t i = 0; i < kPiece; ++i) {
+    for (uint32_t i = 0; i < kChunk; ++i) {
       const uint32_t magnitude = mov_b32_f32(v[i]) & 0x7fffffffu;
       largest = magnitude > largest ? magnitude : largest;
     }
@@ -105,10 +105,10 @@ struct Scale {
   }
 };
 
-// Quantises kPiece elements to int8, four to a word.
-DEVICE void quantize_piece(const float (&v)[kPiece], const Scale &scale, uint32_t (&words)[4]) {
+// Quantises kChunk elements to int8, four to a word.
+DEVICE void quantize_chunk(const float (&v)[kChunk], const Scale &scale, uint32_t (&words)[4]) {
 #pragma unroll
-  for (uint32_t i = 0; i < kPiece; ++i) {
+  for (uint32_t i = 0; i < kChunk; ++i) {
     // The quotient may be an ulp above 127. Rounding never makes that more than 127; the clamp is in the
     // rule.
     int32_t q = cvt_rni_s32_f32(div_rn_f32(v[i], scale.value));

@@ -5,19 +5,18 @@
 //     for (each step of k)                   ring.acquire(), load(ring.fill), ring.commit(),
 //                                            multiply(ring.read), ring.advance();
 #pragma once
+#include "params.h"
 #include "ptx.cuh"
 
 namespace matmul {
 
 using namespace ptx;
 
-// Stages of a ring, `MatmulParams::stages`: the plan says how many, the launch has room for them.
-constexpr uint32_t kMinStages = 3, kMaxStages = 16;
-
 // Waits until at most `pending` of the thread's latest groups are in flight. The instruction takes a
 // constant; within a block the number is always the same.
 DEVICE void wait_for_all_but(uint32_t pending) {
-  static_assert(kMinStages == 3 && kMaxStages == 16, "one case for each number of stages, less two");
+  static_assert(LMHEAD_MIN_STAGES == 3 && LMHEAD_MAX_STAGES == 16,
+                "one case for each number of stages, less two");
   switch (pending) {
     case 1: return cp_async_wait_group<1>();
     case 2: return cp_async_wait_group<2>();

@@ -18,6 +18,10 @@
 // stay where the launch put them: TMA reads the tensor maps from there.
 #define KERNEL(name, Params, threads, blocks) \
   extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params params)
+// The same in clusters of `cluster` blocks, which divides the grid.
+#define CLUSTER_KERNEL(name, Params, threads, cluster)                                             \
+  extern "C" __global__ void __launch_bounds__(threads, 1) __cluster_dims__(cluster, 1, 1) name( \
+      const __grid_constant__ Params params)
 #else
 #include "../emulated/device.hpp"
 #define PTX inline
@@ -29,14 +33,16 @@
 #define blockIdx (::emulated::block_index())
 #define blockDim (::emulated::block_size())
 #define gridDim (::emulated::grid_size())
-#define KERNEL(name, Params, threads, blocks)                                                               \
+#define KERNEL(name, Params, threads, blocks) DECLARE_KERNEL(name, Params, threads, blocks, 1)
+#define CLUSTER_KERNEL(name, Params, threads, cluster) DECLARE_KERNEL(name, Params, threads, 1, cluster)
+#define DECLARE_KERNEL(name, Params, threads, blocks, cluster)                                              \
   static void name(const Params &params);                                                                   \
   extern "C" {                                                                                              \
   /* Seen from outside of a shared library, too: a test's driver finds kernels by name. */                  \
   __attribute__((visibility("default"))) extern const ::emulated::Kernel lmhead_kernel_##name;              \
   const ::emulated::Kernel lmhead_kernel_##name = {                                                         \
       #name, [](const void *block) { name(*static_cast<const Params *>(block)); }, sizeof(Params), threads, \
-      blocks};                                                                                              \
+      blocks, cluster};                                                                                     \
   }                                                                                                         \
   static void name([[maybe_unused]] const Params &params)
 #endif

@@ -38,6 +38,13 @@ PTX void mbarrier_arrive_cluster(uint32_t barrier) {
       asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory"));
 }
 
+// The same where nothing that was stored before is read behind it: what was read before may be overwritten.
+PTX void mbarrier_arrive_relaxed_cluster(uint32_t barrier) {
+  EITHER(
+      emulated::mbarrier_arrive_cluster(barrier),
+      asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory"));
+}
+
 // True once the phase with this parity has completed; false may mean "not yet": call it in a loop.
 PTX bool mbarrier_try_wait_parity(uint32_t barrier, uint32_t parity) {
   uint32_t done;

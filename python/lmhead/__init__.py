@@ -6,7 +6,7 @@
         answer.ids                       # i64 [rows], of the same kind
 
 `lmhead.torch` has the module for PyTorch models, and torch.distributed as a transport. Names and rules are
-those of include/lmhead.h: what every function promises of threads, owning and errors is written there.
+those of include/lmhead.h, which states what every function promises on threads, ownership and errors.
 """
 
 from ._exchange import Call, Exchange, Fault, Place, Transport, operation_name

@@ -1,4 +1,4 @@
-"""How bytes go between the members of a group: threads of this process, or the engine's own transport."""
+"""How bytes get from one member of a group to another: in this process, by NCCL, or by the engine's transport."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ._setup import Backend
 
 Call = _sys.lmhead_call
-"""What a callback is called for; it ends with the call.
+"""What a callback is called for. Valid only during the callback.
 
 Fields: head, instance, epoch, operation, step, terms, left_us, stream.
 """
@@ -40,7 +40,7 @@ class Place(NamedTuple):
 
 
 class Fault(Exception):
-    """How a callback of a `Transport` fails. Other exceptions are told as `Fault.broken` of their text."""
+    """How a callback of a `Transport` fails. Another exception counts as `Fault.broken` with its text."""
 
     def __init__(
         self, status: int, members: Sequence[int] = (), text: str = "", sent: dict[int, int] | None = None
@@ -50,7 +50,7 @@ class Fault(Exception):
 
     @classmethod
     def timeout(cls, *members: int) -> Fault:
-        """The members did not come before the deadline; none where it is not known who."""
+        """The members did not come before the deadline; no members where it is not known which."""
         return cls(_sys.LMHEAD_FAULT_TIMEOUT, members)
 
     @classmethod
@@ -65,36 +65,36 @@ class Fault(Exception):
 
     @classmethod
     def abandoned(cls, member: int, text: str) -> Fault:
-        """The member gave up its step, and said `text` by `notify_abort`."""
+        """The member gave up its step, with `text` as its notice (`notify_abort`)."""
         return cls(_sys.LMHEAD_FAULT_ABANDONED, (member,), text)
 
     @classmethod
     def length(cls, sent: dict[int, int]) -> Fault:
-        """Members sent `sent[member]` bytes, not as many as were wanted. What is common was delivered."""
+        """Members sent `sent[member]` bytes, not the expected number. The common part was delivered."""
         return cls(_sys.LMHEAD_FAULT_LENGTH, tuple(sent), "", sent)
 
     @classmethod
     def other_call(cls, member: int, text: str) -> Fault:
-        """The member is in another call: `text` says in which."""
+        """The member is in another call, which `text` names."""
         return cls(_sys.LMHEAD_FAULT_OTHER_CALL, (member,), text)
 
 
 class Transport:
     """The engine's own transport between the members of one group: subclass it.
 
-    `all_to_all` is required. A method that is not overridden is not there for the library: the docstrings
-    say what follows. Every member makes the same calls in the same order within a channel (`call.head`,
-    `call.instance`).
+    `all_to_all` is required. A method that is not overridden does not exist for the library: its docstring
+    says what the library does without it. Every member makes the same calls in the same order within a
+    channel (`call.head`, `call.instance`).
 
     Methods run on the thread that called the library, and must not call it for the same head. They return
-    when all is done, or raise a `Fault` by `call.left_us` microseconds. What they are given ends with the
-    call. One that never returns blocks its step: nothing can end it.
+    when all is done, or raise a `Fault` within `call.left_us` microseconds. Their arguments are valid only
+    during the call. A method that never returns blocks its step: nothing can end it.
     """
 
     def all_to_all(self, call: Call, send: Sequence[memoryview], recv: Sequence[memoryview]) -> None:
         """Member m is sent send[m]; recv[m] comes from m, the caller itself included. Pieces may be empty.
 
-        Of a device transport the pieces are `_sys.lmhead_piece`: addresses in the device's memory.
+        For a device transport the pieces are `_sys.lmhead_piece`: addresses in the device's memory.
         """
         raise NotImplementedError
 
@@ -103,32 +103,32 @@ class Transport:
     ) -> None:
         """The members listed send `send` to all of them; recv[i] comes from members[i].
 
-        Else it is done by all_to_all.
+        Without it, gathers use all_to_all.
         """
         raise NotImplementedError
 
     def notify_abort(self, call: Call, notice: str) -> None:
         """Tells the peers `notice`, and ends the caller's own wait. Never blocks; from any thread.
 
-        Else peers learn of a given-up step by the deadline.
+        Without it, peers learn only at the deadline that a step was given up.
         """
         raise NotImplementedError
 
     def note(self, call: Call) -> None:
-        """Where the caller is, before every operation and around every step. Never blocks.
+        """Called with the caller's place before every operation and around every step. Never blocks.
 
-        Again every 0.1 s while it waits for a device, as a sign that it lives: `place` has to see those, too.
+        Called again every 0.1 s while the caller waits for a device, as a heartbeat, which `place` must see.
         """
         raise NotImplementedError
 
     def place(self, member: int) -> Place | None:
-        """Where a member was last seen, for blame. Never blocks."""
+        """Where a member was last seen, to find the member at fault. Never blocks."""
         raise NotImplementedError
 
     def reset(self, call: Call) -> None:
         """Returns when all members have called it for the channel, with everything undelivered dropped.
 
-        Else `Head.rebuild` is not supported.
+        Without it, `Head.rebuild` is not supported.
         """
         raise NotImplementedError
 
@@ -137,11 +137,11 @@ class Transport:
         raise NotImplementedError
 
     def leave(self, head: int, instance: int) -> None:
-        """The caller's head of that channel is gone."""
+        """The caller's head of that channel was dropped."""
         raise NotImplementedError
 
     def release(self) -> None:
-        """Called once, by any thread, when nobody needs the transport any more."""
+        """Called once, by any thread, when the transport is no longer needed."""
 
 
 class Exchange(Handle):
@@ -184,7 +184,7 @@ class Exchange(Handle):
     def nccl(cls, device: Backend, control: Exchange, communicator: int | None = None) -> Exchange:
         """NCCL between the GPUs of the members, for steps in device memory.
 
-        `control` is a host exchange of the same members, for headers, notices and blame. `communicator`: the
+        `control` is a host exchange of the same members, for headers, notices and faults. `communicator`: the
         address of the engine's own ncclComm_t of these members in their order. It outlives the heads, which
         cannot be rebuilt. None: each head makes a communicator of its own.
         """
@@ -194,7 +194,7 @@ class Exchange(Handle):
         return cls._of(place.value or 0)
 
 
-# ---- the function table: one for all transports, told apart by the user's pointer ----
+# ---- the function table: one for all transports, which the user pointer identifies ----
 
 
 class _Registered(NamedTuple):
@@ -275,8 +275,8 @@ def _pending(user, call):
         return _say(user, call.contents, error)
 
 
-# Those that follow have no way to fail. An exception is the cause of the call's error, if the call fails; an
-# interrupt is raised by the call in any case.
+# The following functions cannot report failure. Their exception becomes the cause of the call's error, if the
+# call fails; an interrupt is raised by the call in any case.
 
 
 def _notify_abort(user, call, notice):
@@ -324,7 +324,7 @@ def _release(user):
         keep_raised(error)
 
 
-# ctypes keeps no function alive by itself. These live as long as the module.
+# ctypes does not keep functions alive. These live as long as the module.
 _TYPES = field_types(_sys.lmhead_transport)
 _FUNCTIONS = {
     name: _TYPES[name](globals()[f"_{name}"])
@@ -343,7 +343,7 @@ _FUNCTIONS = {
 
 
 def _register(transport: Transport, n: int, me: int, device: Backend | None, control: Exchange | None) -> int:
-    # A method that is not overridden is not there.
+    # A method that is not overridden is NULL in the table.
     functions = {
         name: function
         for name, function in _FUNCTIONS.items()

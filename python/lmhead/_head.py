@@ -43,11 +43,11 @@ from ._sys import LMHEAD_HOST, LMHEAD_I32, LMHEAD_I64
 class Head(Handle):
     """One member's part of the LM head. Creating it is collective: the ranks compare everything here.
 
-    `weights` is the member's shard; `group` and `exchange` say who the others are, and are left out by a head
-    of its own; `backend` is the process's own of the CPU where it is left out. `settings` are fields of
+    `weights` is the member's shard; `group` and `exchange` connect it to the others, and are left out for a
+    head without a group; `backend` is by default the process's own CPU backend. `settings` are fields of
     `Config`.
 
-    One thread at a time uses a head, any thread; `abort` and `flight_recorder`: any time.
+    Any thread may use a head, one at a time; `abort` and `flight_recorder` may be called at any time.
     """
 
     _kind = "head"
@@ -90,10 +90,10 @@ class Head(Handle):
                 byref(place),
             )
         finally:
-            # A callback's interrupt is raised although there is a head: it is this object's to free.
+            # An interrupt of a callback is raised although the head exists: this object must free it.
             self._handle = place.value
 
-    # ---- sugar ----
+    # ---- one method for each request ----
 
     def logits(self, hidden: Array | None = None, dtype: str = "f32", **step: Any) -> Answer:
         """`run` of `Request.logits`."""
@@ -158,7 +158,7 @@ class Head(Handle):
             step.max_logit_bias, step.max_counts = device_adjustments.logit_bias, device_adjustments.counts
         keep = None
         if counts is None:
-            # A replica of its own knows all the rows there are.
+            # A single replica knows all row counts.
             step.mode = _sys.LMHEAD_ROWS_EXACT if self.replicas == 1 else _sys.LMHEAD_ROWS_DISCOVER
             return step, keep
         if not isinstance(counts, RowCounts):
@@ -181,7 +181,7 @@ class Head(Handle):
         adjusted: bool = False,
         device_adjustments: DeviceAdjustments | None = None,
     ) -> Needs:
-        """What such a step takes, with `rows` own rows in the backend's memory. Not collective."""
+        """What such a step needs, with `rows` own rows in the backend's memory. Not collective."""
         step, _keep = self._contract(request, rows, counts, adjusted, device_adjustments)
         step.hidden.device_type, step.hidden.device_id = self._backend.device_type, self._backend.device_id
         return self._needs(step)
@@ -200,12 +200,13 @@ class Head(Handle):
         stream: int | None = None,
         device_adjustments: DeviceAdjustments | None = None,
     ) -> None:
-        """After it, steps of these requests with at most `rows` rows on each rank neither allocate nor load.
+        """Prepares steps of these requests with at most `rows` rows on each rank, so that they neither
+        allocate nor load.
 
         It runs steps of zeros. Collective, with the same arguments on every rank.
 
         `on_device`: whether rows will lie in the device's memory; None: where the backend has one.
-        `device_adjustments`: as of the steps to come; None: they have none in device memory.
+        `device_adjustments`: those of the coming steps; None: they have none in device memory.
         """
         steps = (_sys.lmhead_step * len(requests))()
         for i, request in enumerate(requests):
@@ -233,20 +234,20 @@ class Head(Handle):
         stream: int | None = None,
         workspace: Array | None = None,
     ) -> Answer:
-        """One step. Collective: every rank of the group makes the same call, but for its own rows.
+        """One step. Collective: every rank of the group makes the same call with its own rows.
 
         hidden       [any, hidden], of the head's hidden dtype: own rows. None: this rank has none, and takes
-                     part like any other. Where the others' rows lie on a device: an empty tensor there.
+                     part like any other. If the others' rows are on a device: an empty tensor there.
         counts       The replicas' row counts, or a `RowCounts`. None: discover, where there are several.
         indices      i64 or i32 [rows], in the memory of hidden: pick rows of it.
         targets      i64 [rows, n_targets], for `Request.logprobs`: in host memory or that of hidden.
         sampling     For `Request.sample`.
-        adjusted     Some row of the group has adjustments in host memory. None: this rank's has.
-        device_adjustments  What rows of the group have of them in device memory.
-        out          Arrays to answer in. Those that it lacks are made.
+        adjusted     Whether some row of the group has adjustments in host memory. None: whether this rank's has.
+        device_adjustments  Bounds of the group's adjustments in device memory.
+        out          Arrays for the answer. Missing ones are made.
         stats        Whether the answer has `stats`.
-        stream       Of device rows. None: the producer's current one.
-        workspace    At least what `plan` says, in the backend's memory. None: the head's own.
+        stream       For device rows. None: the producer's current stream.
+        workspace    Memory of the backend, at least as large as `plan` says. None: the head's own.
         """
         tensor = None if hidden is None else view(hidden)
         keep: list[Any] = [tensor]
@@ -278,7 +279,7 @@ class Head(Handle):
             answer.stats = Stats()
             c_answer.stats = pointer(answer.stats)
         collective(lib.lmhead_run, self.handle, byref(step), byref(c_answer))
-        # What the structs point to lives until here.
+        # Keeps alive what the structs point to until here.
         del counted, keep, owners
         return answer
 
@@ -292,7 +293,7 @@ class Head(Handle):
         sampling: Sampling | None,
         adjustments: Adjustments | None,
     ) -> list[Any]:
-        """Writes what each row brings into the step, and returns what keeps it."""
+        """Writes the rows' inputs into the step; returns the objects that keep them alive."""
         keep: list[Any] = []
         if targets is not None:
             if request.kind != _sys.LMHEAD_LOGPROBS:
@@ -321,7 +322,7 @@ class Head(Handle):
     def _places(
         self, request: Request, rows: int, hidden: Array | None, tensor: Tensor | None, out: Answer | None
     ) -> tuple[Answer, _sys.lmhead_answer, list[Any]]:
-        """Where the answer to `rows` rows goes: in `out`, and in new arrays of the kind of `hidden`."""
+        """The arrays for the answer to `rows` rows: those of `out`, and new ones of the kind of `hidden`."""
         answer, c_answer, keep, maker = Answer(), _sys.lmhead_answer(), [], None
         device = (LMHEAD_HOST, 0) if tensor is None else (tensor.device_type, tensor.device_id)
         for name, number, shape in request.answers(rows, self.vocab_size):
@@ -345,7 +346,7 @@ class Head(Handle):
     # ---- the rest ----
 
     def async_status(self) -> None:
-        """Raises the fault of device work that has ended. Never waits."""
+        """Raises the fault of finished device work. Never waits."""
         check(lib.lmhead_async_status(self.handle))
 
     def abort(self, reason: str) -> None:
@@ -353,11 +354,11 @@ class Head(Handle):
         collective(lib.lmhead_abort, self.handle, reason.encode())
 
     def set_weights_version(self, version: int) -> None:
-        """Says that the weights were swapped in place: the version is part of the next steps' contract."""
+        """Announces that the weights were replaced in place: the version is part of the next steps' contract."""
         check(lib.lmhead_set_weights_version(self.handle, version))
 
     def release_memory(self) -> None:
-        """Gives back what one large step made the head's own workspace grow to."""
+        """Releases the memory to which a large step has grown the head's own workspace."""
         check(lib.lmhead_release_memory(self.handle))
 
     def flight_recorder(self) -> dict[str, Any]:
@@ -382,13 +383,13 @@ def _check_place(
     if hidden is None or hidden.on_host:
         fits, where = place.on_host, "host memory"
     else:
-        # Pinned memory is the device's too.
+        # Pinned memory can be used by the device, too.
         beside = place.device_type == hidden.device_type and place.device_id == hidden.device_id
         fits = beside or place.device_type == _sys.LMHEAD_CUDA_PINNED
         where = f"memory of hidden, {hidden.device}"
     if not fits:
         raise refusal(ArgumentError, what, where, place.device, "allocate it there")
-    # Of logits the library compares type and shape, and tells the peers.
+    # The library itself checks the type and shape of logits, and notifies the peers.
     if name != "logits":
         array_of(what, place, BYTES if number == U8 else (number,), shape)
 
@@ -401,7 +402,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _indices(indices: Array, hidden: Tensor | None) -> tuple[int | None, int, int, Any]:
-    """Address, type and number of the indices, and what keeps them."""
+    """Address, type and number of the indices, and what keeps them alive."""
     if hidden is None:
         raise refusal(ArgumentError, "indices", "none without hidden rows", "some", "pass the rows too")
     if isinstance(indices, (list, tuple)) and hidden.on_host:

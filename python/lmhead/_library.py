@@ -1,4 +1,4 @@
-"""The shared library: found, loaded, its functions with types, its statuses as exceptions."""
+"""Finds and loads the shared library, declares its functions, and turns its statuses into exceptions."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ for _name, _value in vars(_sys).items():
 
 
 def refusal(error: type[Error], what: str, wanted: Any, got: Any, fix: str) -> Error:
-    """An error of this package, in the library's words."""
+    """An error of this package, in the form of the library's errors."""
     return error(f"{what}: wanted {wanted}, got {got}; {fix}")
 
 
@@ -151,22 +151,22 @@ def last_error(status: int) -> Error:
     return ERRORS.get(status, Error)(text, tuple(ranks[:count]))
 
 
-# What a callback of this thread has raised in the call that it is in.
+# What a callback has raised in this thread's present call.
 raised = threading.local()
 
 
 def keep_raised(error: BaseException) -> None:
-    """Keeps what a callback has raised for the call that it is in. An interrupt is never replaced."""
+    """Keeps what a callback has raised for its call. An interrupt is never replaced."""
     kept = raised.__dict__.get("error")
     if kept is None or isinstance(kept, Exception):
         raised.error = error
 
 
 def check(status: int | None) -> None:
-    """Raises the error of a call that failed. What one of its callbacks has raised is its cause.
+    """Raises the error of a failed call. What one of its callbacks has raised is its cause.
 
-    An interrupt that a callback has raised is raised here even where the call succeeded: whoever waits for it
-    must get it. `status` is None for a function that cannot fail.
+    An interrupt that a callback has raised is raised here even if the call succeeded, so that it is not lost.
+    `status` is None for a function that cannot fail.
     """
     cause = raised.__dict__.pop("error", None)
     if cause is not None and not isinstance(cause, Exception):
@@ -177,7 +177,7 @@ def check(status: int | None) -> None:
 
 def collective(function: Callable[..., int | None], *arguments: Any) -> None:
     """A call in which this thread may be called back."""
-    # This call may itself be made by a callback. What was raised before belongs to the outer call.
+    # This call may be made by a callback itself. What was raised before belongs to the outer call.
     outer = raised.__dict__.pop("error", None)
     try:
         check(function(*arguments))
@@ -202,7 +202,7 @@ def field_types(struct: Any) -> dict[str, Any]:
 
 
 class Handle:
-    """What the library counts: freed by `close`, at the end of a `with` block, or with this object.
+    """A handle of the library, freed by `close`, at the end of a `with` block, or with this object.
 
     Handles may be closed in any order: a head keeps alive what it was made of.
     """
@@ -223,15 +223,15 @@ class Handle:
         return self._handle
 
     def _take(self) -> int | None:
-        """The number, which another object frees now."""
+        """The number, which another object must now free."""
         handle, self._handle = self._handle, None
         return handle
 
     def close(self) -> None:
-        """Gives back what the library holds. May be called again."""
+        """Frees the handle. May be called again."""
         handle = self._take()
         if handle is not None:
-            # The last owner's end releases a transport, whose callbacks may raise.
+            # This may release a transport, whose callbacks may raise.
             collective(type(self)._free, handle)
 
     def __enter__(self) -> Any:
@@ -278,12 +278,12 @@ def doctor() -> dict[str, Any]:
 
 LOG_LEVELS = {"error": 1, "warning": 2, "information": 3, "debug": 4}
 _LogFunction = cast(Any, _sys.FUNCTIONS["lmhead_set_log"][1])[0]
-# Another thread may be in the function that is replaced: none is ever freed.
+# Another thread may be in a function that is replaced, so none is ever freed.
 _logs: list[Any] = []
 
 
 def set_log(log: Callable[[int, str], None] | None, level: str = "information") -> None:
-    """`log(level, text)` is told what is no error and yet worth knowing, for the whole process.
+    """Sets a function `log(level, text)` for messages that are no errors, for the whole process.
 
     It is called by any thread and must not call this library. Levels: 1 error, 2 warning, 3 information,
     4 debug. None ends it.

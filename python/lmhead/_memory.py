@@ -1,7 +1,7 @@
 """Memory of others, without copies: DLPack, NumPy's array interface, and Python's buffers.
 
-`view` says where an object's elements lie. `maker_like` makes arrays for answers, of the kind that the caller
-works with: by the producer's own allocator, by NumPy, or as a memoryview.
+`view` describes an object's elements in memory. `maker_like` makes arrays for answers, of the kind that the
+caller works with: by the producer's own allocator, by NumPy, or as a memoryview.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _number(code: int, bits: int) -> int:
     return code | bits << 8 | 1 << 16
 
 
-# Numbers of DLPack that lmhead.h has no name for: none of its functions takes them as a type.
+# DLPack's type numbers that lmhead.h has no name for, because none of its functions takes them.
 U8, U32, U64, BOOL = _number(1, 8), _number(1, 32), _number(1, 64), _number(6, 8)
 
 NAMES = {
@@ -71,7 +71,7 @@ _C_TYPES: dict[int, Any] = {
     U64: c_uint64,
     BOOL: c_uint8,
 }
-# Of the letters of `struct` and memoryview: the kind of DLPack.
+# DLPack's type code for each format letter of `struct` and memoryview.
 _KINDS = {**dict.fromkeys("bhilqn", 0), **dict.fromkeys("BHILQNc", 1), **dict.fromkeys("efd", 2), "?": 6}
 _FORMATS: dict[int, Any] = {LMHEAD_F32: "f", LMHEAD_F16: "H", LMHEAD_BF16: "H", LMHEAD_I64: "q", U8: "B"}
 _NUMPY = {
@@ -82,7 +82,7 @@ _NUMPY = {
     U8: "uint8",
 }
 
-# The types that a parameter takes: the first is asked for, the bytes of the others mean the same.
+# The types that a parameter accepts: the first is the documented one, the others have the same bytes.
 FLOATS, I64S, I32S, U64S = (LMHEAD_F32,), (LMHEAD_I64,), (LMHEAD_I32,), (U64, LMHEAD_I64)
 BYTES = (U8, BOOL)
 
@@ -96,7 +96,7 @@ def dtype_number(name: str) -> int:
 
 
 class Tensor:
-    """Where the elements of an array lie, and what keeps them there. It is read, or written, in place."""
+    """The memory of an array's elements, and what keeps it alive. It is read, or written, in place."""
 
     __slots__ = ("address", "device_type", "device_id", "number", "shape", "strides", "readonly", "owner")
 
@@ -107,13 +107,13 @@ class Tensor:
         self.number: int = number
         self.shape: tuple[int, ...] = shape
         self.strides: tuple[int, ...] | None = strides
-        """In elements; None where the rows lie side by side."""
+        """In elements; None where the tensor is contiguous."""
         self.readonly: bool = readonly
         self.owner: Any = owner
 
     @property
     def dtype(self) -> str:
-        """Like "bf16"; the numbers of DLPack where this library does not know it."""
+        """Like "bf16"; DLPack's numbers for a type that this library does not know."""
         return NAMES.get(self.number) or f"type {self.number & 255} of {self.number >> 8 & 255} bits"
 
     @property
@@ -140,7 +140,7 @@ class Tensor:
         return f"Tensor({self.dtype} {list(self.shape)} in {self.device})"
 
     def matrix(self, what: str) -> _sys.lmhead_tensor:
-        """As lmhead.h has it: [rows, columns], columns side by side."""
+        """As a struct of lmhead.h: [rows, columns] with contiguous rows."""
         if len(self.shape) != 2:
             fix = "reshape it; one row is [1, columns]"
             raise refusal(ShapeError, what, "[rows, columns]", f"{list(self.shape)}", fix)
@@ -225,14 +225,14 @@ _apis: dict[type, _ExchangeApi | None] = {}
 
 
 def _api_of(kind: type) -> _ExchangeApi | None:
-    """The C functions of a producer, by the type of its arrays."""
+    """The C functions of a producer, from the type of its arrays."""
     try:
         return _apis[kind]
     except KeyError:
         capsule, api = getattr(kind, "__dlpack_c_exchange_api__", None), None
         if capsule is not None:
             api = _ExchangeApi.from_address(_python.PyCapsule_GetPointer(capsule, b"dlpack_exchange_api"))
-            # A later major version may have other functions; an older one may lack the short way.
+            # A later major version may have other functions; an older one may lack this one.
             api = api if api.major == 1 and api.tensor_from_object else None
         _apis[kind] = api
         return api
@@ -248,10 +248,10 @@ def _of_dltensor(tensor: _DLTensor, readonly: bool, owner: Any) -> Tensor:
 
 
 def _of_dlpack(array: Any) -> Tensor:
-    """By `__dlpack__`. The capsule is kept and never renamed: at its end it frees what it holds by itself."""
+    """By `__dlpack__`. The capsule is kept and never renamed, so that its destructor frees its content."""
     try:
         capsule = array.__dlpack__(max_version=(1, 1))
-    except TypeError:  # a producer from before versions
+    except TypeError:  # a producer older than DLPack's versions
         capsule = array.__dlpack__()
     if _python.PyCapsule_IsValid(capsule, b"dltensor_versioned"):
         managed = _Versioned.from_address(_python.PyCapsule_GetPointer(capsule, b"dltensor_versioned"))
@@ -273,7 +273,7 @@ def _of_interface(array: Any, interface: dict[str, Any]) -> Tensor:
     if typestr[1] == "V" and getattr(getattr(array, "dtype", None), "name", "") == "bfloat16":
         number = LMHEAD_BF16
     else:
-        # Numbers in another byte order are of no type that is known.
+        # Another byte order is a type that is not known.
         code = {"i": 0, "u": 1, "f": 2, "b": 6}.get(typestr[1], 255) if typestr[0] in "<|" else 255
         number = _number(code, 8 * size)
     strides = interface.get("strides")
@@ -314,7 +314,7 @@ _PYBUF_RECORDS_RO = 0x1C  # with strides and format, read-only too
 
 
 class _Held:
-    """A buffer, whose owner cannot resize or free it meanwhile."""
+    """A buffer, which its owner can neither resize nor free while it is held."""
 
     def __init__(self, owner: Any):
         self.buffer = _PyBuffer()
@@ -331,7 +331,7 @@ def _of_buffer(array: Any) -> Tensor:
     size, format_ = buffer.itemsize, (buffer.format or b"B").decode().lstrip("@=<")
     number = _number(_KINDS.get(format_, 255), 8 * size)
     shape, strides = tuple(buffer.shape[: buffer.ndim]), None
-    # ctypes gives none, asked or not.
+    # ctypes' buffers have no strides.
     if buffer.strides:
         strides = tuple(buffer.strides[: buffer.ndim])
         if any(stride % size for stride in strides):
@@ -345,14 +345,14 @@ def _of_buffer(array: Any) -> Tensor:
 
 
 def _is_negated(array: Any) -> bool:
-    """Whether the elements are the negatives of what lies in memory: a view of PyTorch's can be that. Its C
+    """Whether the elements are the negatives of the values in memory, as in some views of PyTorch, whose C
     functions do not say so."""
     is_negated = getattr(array, "is_neg", None)
     return is_negated is not None and is_negated()
 
 
 def view(array: Any, dtype: str | None = None, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Where the elements of `array` lie, without a copy.
+    """The elements of `array` in memory, without a copy.
 
     `array` speaks DLPack (`__dlpack_c_exchange_api__` or `__dlpack__`: PyTorch, JAX, CuPy), NumPy's
     `__array_interface__`, or is a buffer (bytes, bytearray, memoryview, array.array).
@@ -367,7 +367,7 @@ def view(array: Any, dtype: str | None = None, shape: tuple[int, ...] | None = N
         if is_lazy:
             array = array.detach().resolve_neg()
         api.tensor_from_object(array, byref(answer))
-        # What is written into a copy would be lost.
+        # Writes into a copy would be lost.
         tensor = _of_dltensor(answer, is_lazy, array)
     elif (interface := getattr(array, "__array_interface__", None)) is not None:
         tensor = _of_interface(array, interface)
@@ -411,9 +411,10 @@ def _read_as(tensor: Tensor, dtype: str | None, shape: tuple[int, ...] | None) -
 
 
 def vector(what: str, value: Any, types: tuple[int, ...], n: int) -> tuple[int | None, Any]:
-    """The address of `n` numbers, and what keeps them: a number for all, a list, or an array used in place.
+    """The address of `n` numbers, and what keeps them alive: one number for all, a list, or an array used in
+    place.
 
-    Of the first of `types`, or one of the others, whose bytes mean the same.
+    They are of the first of `types`, or of one of the others, which have the same bytes.
     """
     if value is None:
         return None, None
@@ -432,7 +433,7 @@ def vector(what: str, value: Any, types: tuple[int, ...], n: int) -> tuple[int |
         except TypeError as error:
             raise refusal(DtypeError, what, NAMES[types[0]], error, "convert them") from None
         if kind is not ctypes.c_float and any(a != b for a, b in zip(made, value)):
-            # ctypes drops the bits that do not fit.
+            # ctypes would drop the bits that do not fit.
             fix = "correct the one that does not fit"
             raise refusal(DtypeError, what, f"numbers of type {NAMES[types[0]]}", f"{list(value)}", fix)
         return ctypes.addressof(made) if n else None, made
@@ -444,7 +445,7 @@ def vector(what: str, value: Any, types: tuple[int, ...], n: int) -> tuple[int |
 def input_array(
     what: str, value: Any, types: tuple[int, ...], shape: tuple[int, ...], hidden: Tensor | None
 ) -> tuple[int | None, Any] | None:
-    """Address of an array that lies on the device of `hidden`, and what keeps it; None of other values."""
+    """Address of an array on the device of `hidden`, and what keeps it alive; None for other values."""
     if hidden is None or hidden.on_host or value is None or isinstance(value, (int, float, list, tuple)):
         return None
     tensor = view(value)
@@ -458,7 +459,7 @@ def input_array(
 
 
 def one_place(what: str, placed: int, given: int) -> bool:
-    """Whether all arrays lie on the device; refuses some that do and some that do not."""
+    """Whether all arrays are on the device; refuses a mixture."""
     if placed not in (0, given):
         got = f"{placed} of {given} in device memory"
         raise refusal(ArgumentError, what, "all arrays in host or in device memory", got, "move the others")
@@ -466,7 +467,7 @@ def one_place(what: str, placed: int, given: int) -> bool:
 
 
 def host_array(what: str, tensor: Tensor, types: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    """Refuses what is not an array of that type and shape in host memory, its elements side by side."""
+    """Refuses anything but a contiguous array of that type and shape in host memory."""
     if not tensor.on_host:
         raise refusal(ArgumentError, what, "host memory", tensor.device, "copy it to the host")
     array_of(what, tensor, types, shape)
@@ -515,7 +516,7 @@ class ByProducer:
         address = (tensor.data or 0) + tensor.byte_offset
         self.api.managed_to_object(managed, byref(made))
         array = ctypes.cast(made, ctypes.py_object).value
-        # The function has made a reference, and so has `value`.
+        # Both the function and `value` have taken a reference.
         _python.Py_DecRef(made)
         return array, address
 
@@ -526,7 +527,7 @@ class ByNumPy:
 
         self.numpy = numpy
         dtype = getattr(like, "dtype", None)
-        # NumPy itself has no bf16: without the caller's own type, the bits.
+        # NumPy has no bf16: without the caller's own type, the bits are answered.
         self.bf16 = dtype if getattr(dtype, "name", "") == "bfloat16" else numpy.dtype("uint16")
 
     def make(self, number: int, shape: tuple[int, ...]) -> tuple[Any, int]:
@@ -536,7 +537,7 @@ class ByNumPy:
 
 
 class Plain:
-    """Makes memoryviews. A 16-bit float is its bits there, and what has no elements has one dimension."""
+    """Makes memoryviews. A 16-bit float is represented by its bits; a view without elements has one dimension."""
 
     def make(self, number: int, shape: tuple[int, ...]) -> tuple[Any, int]:
         n = math.prod(shape)
@@ -546,8 +547,8 @@ class Plain:
 
 
 def stream_of(array: Any, tensor: Tensor) -> int | None:
-    """The producer's current stream of the device that the array lies on, where it has one."""
-    # Of a `view` the producer is the one that it was made from.
+    """The producer's current stream on the array's device, if it has one."""
+    # The producer of a `view` is that of the array it was made from.
     api = _api_of(type(tensor.owner if isinstance(array, Tensor) else array))
     if tensor.device_type != LMHEAD_CUDA or api is None or not api.current_work_stream:
         return None
@@ -557,7 +558,7 @@ def stream_of(array: Any, tensor: Tensor) -> int | None:
 
 
 def maker_like(array: Any, tensor: Tensor) -> ByProducer | ByNumPy | Plain:
-    """What makes answers for rows in `array`, whose elements lie as `tensor` says."""
+    """The maker of answers for rows in `array`, which `tensor` describes."""
     if (api := _api_of(type(array))) is not None and api.allocate and api.managed_to_object:
         return ByProducer(api, tensor)
     if not tensor.on_host:

@@ -1,16 +1,16 @@
 """torch.distributed's gloo as the transport of an LM head.
 
-Data      One gloo group for each channel (a head's own). A collective is one asynchronous alltoall, asked
-          again and again whether it has ended, so that a notice or the deadline ends the wait at any time. A
-          group whose collective was left is never used again: gloo closes its connections between all
-          members, survivors too.
-Control   A gloo group of its own for short messages: where a rank is, what it gives up, and that it wants a
-          reset. A rank that is late finds the data group closed without a reason; here it finds the reason.
-          A thread for each peer receives and one sends, so that nothing which the library calls waits for a
-          peer: not for one that is stopped, whose connection is full.
+Data      One gloo group for each channel (each head has its own). A collective is one asynchronous alltoall,
+          which is polled, so that a notice or the deadline ends the wait at any time. A group whose
+          collective was abandoned is never used again: gloo closes its connections between all members,
+          survivors too.
+Control   A separate gloo group for short messages: a rank's place, a step that it gives up, a reset that it
+          requests. A late rank finds the data group closed without a reason; here it finds the reason. For
+          each peer one thread receives and one sends, so that no function that the library calls waits for a
+          peer, not even for a stopped one with a full connection.
 
-A rank whose process ends is seen by the control group at once. One that is stopped is named by the places:
-the library blames whoever was last seen elsewhere.
+The control group notices at once when a rank's process ends. A stopped rank is found by its place: the
+library names the rank that was last seen elsewhere.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ import torch.distributed as dist
 from ._exchange import Exchange, Fault, Place, Transport, operation_name
 from ._library import ConfigError, TimeoutError, refusal
 
-MESSAGE_BYTES = 4096  # TEXT_BYTES, each of which JSON may write as six, and the numbers
+MESSAGE_BYTES = 4096  # TEXT_BYTES, each of which JSON may encode as six bytes, and the numbers
 TEXT_BYTES = 512
 REBUILD = next(i for i in itertools.count() if operation_name(i) == "rebuilding of the head")
-POLL = 50e-6  # seconds between two questions whether a collective has ended
-HEARSAY = 0.2  # seconds that a reason may come after its effect
+POLL = 50e-6  # seconds between polls of a collective
+HEARSAY = 0.2  # seconds by which a reason may arrive after its effect
 FOREVER = timedelta(days=1)
-BYE = "bye"  # a member needs the transport no more; it is answered by the same
-GOODBYE = 1.0  # seconds for that at the end of a process
+BYE = "bye"  # a member no longer needs the transport; the answer is the same message
+GOODBYE = 1.0  # seconds to wait for the answer at the end of a process
 
 
 class Channel:
-    """A head's own: its data group, by generation (counted by resets)."""
+    """A head's channel: its data group, and its generation (the number of resets)."""
 
     def __init__(self, size):
         self.generation = 0
@@ -58,18 +58,18 @@ _transports: weakref.WeakSet[GlooTransport] = weakref.WeakSet()
 
 @atexit.register
 def _end() -> None:
-    """Ends the threads that wait in gloo. One that came back from there after Python's end would abort the
-    process: Python ends threads then, and C++ does not let it end one that is in its midst."""
+    """Ends the threads that wait in gloo. One that returned from gloo after Python has ended would abort the
+    process: Python then ends threads, which fails inside C++ code."""
     for transport in list(_transports):
         transport.take_leave(GOODBYE)
 
 
-# Of exchanges that this process has made over each group, by its name.
+# Number of exchanges that this process has made over each group, by the group's name.
 _made: Counter[str] = Counter()
 
 
 def meet(store: Any, me: int, ranks: list[int], timeout: float) -> None:
-    """Returns when all members are here. Says who is not: gloo would wait for them without a word."""
+    """Returns when all members have come. Names the missing ones, which gloo would not."""
     store.set(f"here/{me}", "here")
     keys = [f"here/{member}" for member in range(len(ranks))]
     try:
@@ -86,7 +86,7 @@ class ProcessGroupExchange(Exchange):
 
     Members are the ranks of `group` (None: all ranks), in its order. Every rank of the group makes one, in
     the same order among all exchanges of the group. It makes gloo groups of its own, whatever the backend of
-    `group`, and never uses `group` itself: it cannot come between the engine's own collectives.
+    `group`, and never uses `group` itself, so that it cannot interfere with the engine's own collectives.
 
     `store`: one that all ranks share, where the group's own is not to be used; it must outlive every rank, or
     a fault of the rank that serves it is a fault of all. `patience`: seconds after which gloo itself gives up
@@ -122,7 +122,7 @@ class GlooTransport(Transport):
         self.channels: dict[tuple[int, int], Channel] = {}
         self.places: list[Any] = [None] * size
         self.gone = [False] * size
-        self.left_behind: list[Any] = []  # groups whose collective was left, with its tensors
+        self.left_behind: list[Any] = []  # groups with an abandoned collective, and its tensors
         self.control = self.make_group("control", FOREVER)
         self.outboxes = {peer: Outbox(self, peer) for peer in range(size) if peer != rank}
         self.threads = [outbox.thread for outbox in self.outboxes.values()]
@@ -134,7 +134,7 @@ class GlooTransport(Transport):
         _transports.add(self)
 
     def make_group(self, name, timeout):
-        # A client of its own: one that waits for a peer's key, perhaps in vain, lets nobody else ask.
+        # Needs a client of its own: while one waits for a peer's key, no other thread can use it.
         store = dist.PrefixStore(name, self.store.clone())
         return dist.ProcessGroupGloo(store, self.me, self.size, timeout)
 
@@ -151,7 +151,7 @@ class GlooTransport(Transport):
             said = json.loads(bytes(message.tolist()).rstrip(b"\0"))
             if said == BYE:
                 self.gone[peer] = True
-                # Its own thread waits for a message of ours, and ends with this one.
+                # The peer's thread waits for a message of ours, and ends with this one.
                 self.outboxes[peer].put(BYE)
                 return
             self.take(peer, said)
@@ -178,7 +178,7 @@ class GlooTransport(Transport):
     def channel(self, head, instance):
         return self.channels.setdefault((head, instance), Channel(self.size))
 
-    # ---- what every wait asks ----
+    # ---- waiting ----
 
     def fault(self, call, channel, losses=True):
         """What ends the wait in `call`, or None."""
@@ -195,7 +195,7 @@ class GlooTransport(Transport):
             raise fault
 
     def wait(self, call, channel, until, is_done, losses=True):
-        """Returns as soon as it is done; raises what ends the wait."""
+        """Returns as soon as `is_done()`; raises the fault that ends the wait."""
         while not is_done():
             self.check(call, channel, losses)
             if time.monotonic() >= until:
@@ -208,7 +208,7 @@ class GlooTransport(Transport):
         until = time.monotonic() + call.left_us / 1e6
         with self.lock:
             channel = self.channel(call.head, call.instance)
-        # Of this step a peer may have told already that it is given up.
+        # A peer may already have given up this step.
         self.check(call, channel)
         if channel.group is None:
             self.connect(call, channel, until)
@@ -219,7 +219,7 @@ class GlooTransport(Transport):
             sent = torch.frombuffer(bytearray().join(send), dtype=torch.uint8)
         work = channel.group.alltoall_base(came, sent, sizes[1], sizes[0])
         try:
-            # A rank that has ended may have sent its part before: gloo fails where it has not.
+            # A rank that has ended may have sent its part before that; if not, gloo fails.
             self.wait(call, channel, until, work.is_completed, losses=False)
             self.end(call, channel, until, work)
         except BaseException:
@@ -231,7 +231,7 @@ class GlooTransport(Transport):
                 torch.frombuffer(piece, dtype=torch.uint8).copy_(place)
 
     def connect(self, call, channel, until):
-        """Makes the channel's data group. gloo waits for the peers in its constructor: a thread does that."""
+        """Makes the channel's data group, in a thread, because gloo's constructor waits for the peers."""
         name = f"{call.head}.{call.instance}.{channel.generation}"
         made: list[Any] = []
 
@@ -248,7 +248,7 @@ class GlooTransport(Transport):
         channel.group = made[0]
 
     def end(self, call, channel, until, work):
-        """How a collective has ended. gloo says how it failed, and the control group, a moment later, why."""
+        """Checks how a collective ended. gloo reports that it failed; the reason follows over the control group."""
         try:
             work.wait()
             return
@@ -263,7 +263,7 @@ class GlooTransport(Transport):
 
     def notify_abort(self, call, notice):
         notice = notice.encode()[:TEXT_BYTES].decode(errors="replace")
-        # The own wait ends by it too.
+        # It also ends the caller's own wait.
         self.take(
             self.me, ["notice", call.head, call.instance, call.epoch, call.step, call.operation, notice]
         )
@@ -299,7 +299,7 @@ class GlooTransport(Transport):
                 if not missing:
                     channel.generation, channel.group = wanted, None
                     channel.notices = [n for n in channel.notices if n[0][0] > call.epoch]
-                    # gloo has given them up by now, or will.
+                    # gloo has given them up, or will.
                     self.left_behind = [left for left in self.left_behind if not left[1].is_completed()]
                     return
                 gone = [member for member in missing if self.gone[member]]
@@ -321,7 +321,7 @@ class GlooTransport(Transport):
             outbox.put(BYE)
 
     def take_leave(self, patience):
-        """Takes leave of the peers, and waits for the threads: not for long, as a peer may be stopped."""
+        """Says goodbye to the peers, and waits for the threads, but not for long: a peer may be stopped."""
         if self.pid != os.getpid():
             return  # threads are not forked
         self.release()
@@ -331,7 +331,7 @@ class GlooTransport(Transport):
 
 
 class Outbox:
-    """Messages to one peer. Of notes only the latest counts: those to a stopped peer do not pile up."""
+    """Messages to one peer. Only the latest note is kept, so that notes to a stopped peer do not pile up."""
 
     def __init__(self, transport, peer):
         self.transport, self.peer = transport, peer
@@ -362,6 +362,6 @@ class Outbox:
             try:
                 self.transport.control.send([bytes_], self.peer, 0).wait()
             except RuntimeError:
-                return  # the thread that receives from this peer knows
+                return  # the thread that receives from this peer reports it
             if message == BYE:
                 return

@@ -1,4 +1,4 @@
-"""What a head is made of: groups, backends, weights and its configuration."""
+"""The parts of a head: group, backend, weights and configuration."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ class Group:
     """The ranks that share a head: member m is `ranks[m]`, and holds shard m."""
 
     ranks: Sequence[int]
-    """Global ranks, replica slowest, the tensor-parallel ranks of a replica side by side."""
+    """Global ranks: replica by replica, each with its tensor-parallel ranks."""
     rank: int
     """The caller's global rank."""
     tp: int = 1
     """Tensor-parallel ranks of a replica."""
     tp_index: int = 0
-    """Of the caller, in a group of one: which part of the rows split_rows_over_tp answers it."""
+    """The caller's tensor-parallel index in a group of one: which part of the rows split_rows_over_tp gives it."""
 
     @property
     def replicas(self) -> int:
@@ -114,20 +114,20 @@ class Backend(Handle):
 
     @staticmethod
     def default() -> Backend:
-        """The process's own backend of the CPU, with all its threads."""
+        """The process's default CPU backend, with all threads."""
         pid = os.getpid()
         if pid not in _defaults:
             _defaults[pid] = Backend()
         return _defaults[pid]
 
 
-# By process: a forked one opens its own.
+# By process id, because a forked process must open its own.
 _defaults: dict[int, Backend] = {}
 
 
 # ---- weights ----
 
-# What weights in place borrow, until the library has released it.
+# Memory of weights used in place, until the library releases it.
 _borrowed: dict[int, Any] = {}
 _keys = itertools.count(1)
 _RELEASE = field_types(_sys.lmhead_weights_config)["release"](lambda key: _borrowed.pop(key, None) and None)
@@ -137,9 +137,9 @@ _RELEASE = field_types(_sys.lmhead_weights_config)["release"](lambda key: _borro
 class WeightsInfo:
     vocab_size: int
     hidden_size: int
-    """Of the whole head, as `vocab_size`."""
+    """Both sizes are those of the whole head."""
     ids: range
-    """Of this shard."""
+    """Vocabulary ids of this shard."""
     dtype: str
     quantization: str
     has_bias: bool
@@ -299,29 +299,29 @@ class Config:
     name: str = ""
     """Tells the heads of one process apart; "" is lm_head."""
     vocab_size: int = 0
-    """0: the weights' own, as `hidden_size`."""
+    """0: as the weights say; likewise `hidden_size`."""
     hidden_size: int = 0
     hidden_dtype: str | None = None
-    """Of hidden rows. None: the weights' own, bf16 for an int8 head."""
+    """Type of hidden rows. None: that of the weights, bf16 for an int8 head."""
     logit_scale: float = 1.0
     """Multiplies, after the softcap. Granite's logits_scaling is its inverse."""
     softcap: float = 0.0
     """0: none. Gemma's final_logit_softcapping."""
     split_rows_over_tp: bool = False
-    """Each tensor-parallel rank is answered only its part of its replica's rows."""
+    """Whether each tensor-parallel rank gets answers for only its part of its replica's rows."""
     verify: str = "always"
     """When exact steps check their contract: "always", "prepare" or "every"."""
     verify_every: int = 0
     timeout: float = 30.0
-    """Seconds of a step, all its operations together."""
+    """Deadline of a whole step in seconds."""
     create_timeout: float = 300.0
-    """Seconds of creating and rebuilding a head."""
+    """Deadline of creating or rebuilding a head in seconds."""
     logprobs_chunk_bytes: int = 0
     """0: 64 MiB."""
 
     @staticmethod
     def from_model(folder: str | PathLike[str], settings: dict[str, Any] | None = None) -> Config:
-        """As a model folder's config.json says, then as `settings` says."""
+        """From a model folder's config.json, overridden by `settings`."""
         config = _sys.lmhead_config()
         text = None if settings is None else json.dumps(settings).encode()
         check(lib.lmhead_config_from_model(os.fsencode(folder), text, byref(config)))

@@ -1,4 +1,4 @@
-"""What a step asks, and what it answers."""
+"""The request, inputs and answer of a step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ._sys import LMHEAD_F32, LMHEAD_I32, LMHEAD_I64
 
 @dataclass(frozen=True)
 class Request:
-    """What a step asks of its rows: part of the contract, the same on every rank."""
+    """What a step computes for its rows: part of the contract, the same on every rank."""
 
     kind: int
     k: int = 0
@@ -72,11 +72,11 @@ class Request:
     ) -> Request:
         """`ids` [rows]. With `logprobs` = k also their `logprobs` and `ranks` [rows], and the k best.
 
-        `unfiltered`: of a step on a device, without logprobs: no row of the group has top_k, top_p or min_p,
-        and the host looks at no parameter. A row that has one answers row_status 3.
+        `unfiltered`: in a step on a device, without logprobs: no row of the group has top_k, top_p or min_p,
+        and the host reads no parameter. A row that has one gets row_status 3.
 
-        `device_filters`: of a step on a device: the host looks at no parameter, and every step takes the
-        rounds of all filters, so that a CUDA graph replays it.
+        `device_filters`: in a step on a device: the host reads no parameter, and every step takes the rounds
+        of all filters, so that a CUDA graph can replay it.
         """
         flags = _sys.LMHEAD_UNFILTERED if unfiltered else 0
         flags |= _sys.LMHEAD_DEVICE_FILTERS if device_filters else 0
@@ -90,7 +90,7 @@ class Request:
         return self.kind == _sys.LMHEAD_LOGPROBS or bool(self.flags & _sys.LMHEAD_WITH_LOGPROBS)
 
     def answers(self, rows: int, vocab_size: int) -> list[tuple[str, int, tuple[int, ...]]]:
-        """Name, type and shape of what is answered to `rows` rows."""
+        """Name, type and shape of each array of the answer to `rows` rows."""
         each: list[tuple[str, int, tuple[int, ...]]] = [("row_status", U8, (rows,))]
         if self.kind == _sys.LMHEAD_LOGITS:
             each.append(("logits", self.dtype, (rows, vocab_size)))
@@ -125,7 +125,7 @@ class RowCounts:
 
     @classmethod
     def capacity(cls, rows: int) -> RowCounts:
-        """A fixed shape, in which every rank has at most `rows` rows."""
+        """A static (padded) shape, in which every rank has at most `rows` rows."""
         return cls(_sys.LMHEAD_ROWS_CAPACITY, capacity_=rows)
 
     @classmethod
@@ -138,8 +138,8 @@ class RowCounts:
 class Sampling:
     """How rows are sampled: a number for all rows, or a list or an array [rows] each.
 
-    Arrays are in host memory; or, of a step whose rows are on a device, all of them there. A row with a value
-    there that is not legal has row_status 3.
+    Arrays are in host memory, or, if the step's rows are on a device, all of them there. A row with an illegal
+    value there gets row_status 3.
 
     `position` is the absolute position of the token sampled, so that no two share noise.
     """
@@ -189,9 +189,9 @@ _SAMPLING = (
 
 @dataclass(frozen=True)
 class DeviceAdjustments:
-    """What rows of the group have of adjustments in device memory: the same on every rank, in every mode.
+    """Bounds of the group's adjustments in device memory: the same on every rank, in every mode.
 
-    Messages have room for as many entries of every row; a row with more has row_status 3.
+    Messages have room for that many entries of every row; a row with more gets row_status 3.
     """
 
     allowed: bool = False
@@ -199,15 +199,15 @@ class DeviceAdjustments:
     logit_bias: int = 0
     """The most logit biases of a row; 0: no row has any."""
     counts: int = 0
-    """The most ids that came before, of a row with penalties; 0: no row has penalties."""
+    """The most counted ids of a row with penalties; 0: no row has penalties."""
 
 
 @dataclass
 class Adjustments:
-    """What changes logits before anything else is asked of them: of own rows, over the whole vocabulary.
+    """Changes to the own rows' logits before anything else uses them, over the whole vocabulary.
 
-    Host memory; lists are taken too. Or, of a step whose rows are on a device, all of them there, with
-    `device_adjustments` of the step. Offsets are [rows + 1]: row i has the entries from offsets[i] to
+    In host memory, where lists are taken too; or, if the step's rows are on a device, all of them there, with
+    the step's `device_adjustments`. Offsets are [rows + 1]: row i has the entries from offsets[i] to
     offsets[i + 1].
     """
 
@@ -222,17 +222,17 @@ class Adjustments:
     frequency: Any = None
     presence: Any = None
     count_offsets: Any = None
-    """i64: the ids that came before, each once in a row."""
+    """i64: ids of the prompt and the output so far, each once in a row."""
     count_ids: Any = None
     counts: Any = None
-    """i32: in the output so far."""
+    """i32: how often each id is in the output so far."""
     in_prompt: Any = None
-    """u8 or bool."""
+    """u8 or bool: whether the prompt has the id."""
 
     def to_device(
         self, step: _sys.lmhead_step, rows: int, vocab_size: int, hidden: Tensor | None
     ) -> tuple[_sys.lmhead_adjustments, list[Any]] | None:
-        """The arrays where they lie on the device of `hidden`, and what keeps them; None where none does."""
+        """The arrays on the device of `hidden`, and what keeps them alive; None if there are none."""
         if hidden is None or hidden.on_host:
             return None
         made, keep = _sys.lmhead_adjustments(), []
@@ -294,7 +294,7 @@ class Adjustments:
         keep.append(owner)
 
 
-# ---- what a step answers ----
+# ---- the answer ----
 
 Stats = _sys.lmhead_stats
 """Fields: rows_computed of the group, bytes_sent, bytes_received, weight_bytes, contract_ns, gather_ns,
@@ -305,11 +305,11 @@ Stats.__repr__ = lambda self: f"Stats({', '.join(f'{k}={getattr(self, k)}' for k
 
 @dataclass
 class Answer:
-    """The answer to a step: arrays of the kind that the rows came in, None for what was not asked.
+    """The answer of a step: arrays of the same kind as the rows, None for what was not requested.
 
-    Of PyTorch's tensors and others that can be allocated by DLPack's C functions, the producer's own; of
-    NumPy's arrays, NumPy's; else memoryviews. As `out` of a step: arrays to answer in, with at least as many
-    rows.
+    For rows in PyTorch's tensors, or in others that DLPack's C functions can allocate, they are the producer's
+    own; for NumPy's arrays NumPy's; else memoryviews. As `out` of a step: arrays for the answer, with at least
+    as many rows.
     """
 
     row_status: Array = None
@@ -319,13 +319,13 @@ class Answer:
     ids: Array = None
     """i64: ARGMAX, SAMPLE [rows]; TOPK [rows, k]."""
     values: Array = None
-    """f32 [rows, k], best first. Places that are left are minus infinity, with id -1."""
+    """f32 [rows, k], best first. Unused entries are minus infinity, with id -1."""
     logsumexp: Array = None
     """f32 [rows], over the whole vocabulary."""
     logprobs: Array = None
     """f32: LOGPROBS [rows, n_targets], SAMPLE [rows]."""
     ranks: Array = None
-    """i64, of the same: 1 + how many beat it."""
+    """i64, the same shape: 1 + how many ids beat it."""
     top_ids: Array = None
     """i64 [rows, k]."""
     top_logprobs: Array = None
@@ -335,11 +335,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a step takes."""
+    """What a step needs."""
 
     workspace_bytes: int
     first_row: int
     rows: int
-    """Answered, of the own rows: first_row to first_row + rows."""
+    """The own rows that are answered: first_row to first_row + rows."""
     capturable: bool
     """Whether the step may be captured in a CUDA graph."""

@@ -1,7 +1,7 @@
 """The LM head of PyTorch models, and torch.distributed as a transport.
 
     replace_lm_head(model)      a Hugging Face model generates with this library's head
-    LmHead                      the module that it puts in
+    LmHead                      the module that it inserts
     ProcessGroupExchange        an exchange over the ranks of a process group, by gloo
 
 Inference only: the head has no backward.
@@ -25,7 +25,7 @@ __all__ = ["LmHead", "ProcessGroupExchange", "quantize_rows", "replace_lm_head"]
 
 
 def __getattr__(name: str) -> Any:
-    # A build of torch without torch.distributed has the rest.
+    # The rest works with a build of torch without torch.distributed.
     if name == "ProcessGroupExchange":
         from ._process_group import ProcessGroupExchange
 
@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
 
 _DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
-# Heads and modules by number: an operator takes tensors and numbers.
+# Heads and modules by number, because an operator takes only tensors and numbers.
 _heads: weakref.WeakValueDictionary[int, Head | LmHead] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
 
@@ -51,14 +51,14 @@ def register(head: Head | LmHead) -> int:
 def logits(head: int, hidden: torch.Tensor, out: torch.Tensor, row_status: torch.Tensor) -> None:
     """Writes the logits of `hidden` [rows, hidden] into `out` [rows, vocab], and u8 `row_status` [rows].
 
-    `head` is what `register` has answered. With a head of several replicas a step of row counts to discover.
+    `head` is the number from `register`. With several replicas the step discovers the row counts.
     """
     known = _heads.get(head)
     if known is None:
         fix = "keep the Head, or the module that has it, while the operator is called"
         raise refusal(ArgumentError, "head", "the number of a head that lives", head, fix)
     if isinstance(known, LmHead):
-        # Here and not in `forward`, which torch.compile traces: the weights are looked at in every call.
+        # Here and not in `forward`, which torch.compile traces, so that every call compares the weights.
         known = known.head
     if out.dtype not in _DTYPES:
         raise refusal(DtypeError, "out", "f32, f16 or bf16", out.dtype, "pass one of those")
@@ -67,7 +67,7 @@ def logits(head: int, hidden: torch.Tensor, out: torch.Tensor, row_status: torch
 
 @logits.register_fake
 def _(head: int, hidden: torch.Tensor, out: torch.Tensor, row_status: torch.Tensor) -> None:
-    # Shapes are the caller's: nothing is made.
+    # The caller allocates the outputs.
     torch._check(hidden.dim() == 2 and out.dim() == 2)
     torch._check(hidden.shape[0] == out.shape[0])
 
@@ -80,11 +80,11 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     values = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty(weight.shape[0], dtype=torch.float32)
-    # A few rows at a time: the f32 copy of a whole head is large.
+    # A few rows at a time, because the f32 copy of a whole head is large.
     for rows in range(0, weight.shape[0], 1024):
         part = weight[rows : rows + 1024].to(device="cpu", dtype=torch.float32)
         largest = part.abs().amax(dim=1)
-        # Not by a number: torch may multiply by its inverse.
+        # Not by a scalar: torch may multiply by its inverse instead.
         scale = largest / torch.full_like(largest, 127.0)
         small = scale < torch.finfo(torch.float32).tiny
         finite = torch.isfinite(part).all(dim=1)
@@ -97,18 +97,18 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Snapshot:
-    """What a head was made of, kept alive: says whether tensors are still that.
+    """The tensors that a head was made of, kept alive, to detect whether they have changed.
 
-    Compared are address, type, shape and strides, the version that PyTorch counts for writes in place, and on
-    CPUs all elements of a bias and some of a weight: writes through `.data`, or by another library into the
-    same memory, are not counted. Of a weight such a write to a few elements may go unseen; on a GPU all such
-    writes do.
+    It compares address, type, shape and strides, the version that PyTorch increments for in-place writes, and
+    on CPUs all elements of a bias and some of a weight, because PyTorch does not count writes through `.data`
+    or by another library into the same memory. Such a write to a few elements of a weight may go unnoticed;
+    on a GPU all such writes do.
     """
 
     _ELEMENTS = 64
 
     def __init__(self, *tensors: torch.Tensor | None):
-        # While the memory is kept, no other tensor can have its address.
+        # While the memory is kept alive, no other tensor can have its address.
         self._kept = [None if tensor is None else tensor.detach() for tensor in tensors]
         self._marks = [self._marks_of(tensor) for tensor in tensors]
         views = [self._some_of(tensor) for tensor in self._kept if tensor is not None]
@@ -118,7 +118,7 @@ class Snapshot:
         """Whether these are the tensors of the snapshot, unchanged."""
         if [self._marks_of(tensor) for tensor in tensors] != self._marks:
             return False
-        # At the same address: the views that were made before are of these tensors too.
+        # Same address: the views made before are views of these tensors, too.
         return all(torch.equal(view, copied) for view, copied in self._some)
 
     @staticmethod
@@ -136,11 +136,11 @@ class Snapshot:
         bits = {4: torch.int32, 2: torch.int16}.get(tensor.element_size())
         if tensor.device.type != "cpu" or tensor.is_neg() or bits is None:
             return None
-        # As integers: a NaN equals itself.
+        # As integers, so that a NaN equals itself.
         tensor = tensor.view(bits)
         if tensor.dim() < 2:
             return tensor
-        # Odd steps do not stay in one column of an even width.
+        # An odd stride does not stay in one column of an even width.
         if tensor.is_contiguous():
             return tensor.view(-1)[:: tensor.numel() // cls._ELEMENTS | 1]
         rows, columns = tensor.shape
@@ -148,20 +148,20 @@ class Snapshot:
 
 
 class LmHead(torch.nn.Module):
-    """In the place of a model's output `Linear`: hidden [..., hidden] -> logits [..., vocab].
+    """Replaces a model's output `Linear`: hidden [..., hidden] -> logits [..., vocab].
 
     `weight` [vocab, hidden] is used in place: without a quantization no copy is made of a contiguous one.
-    `bias` is copied. When either is changed or exchanged, the next call makes the head anew.
+    `bias` is copied. When either is changed or replaced, the next call makes the head anew.
 
-    Of what was copied, writes that PyTorch does not count may go unseen: those through `.data`, or by another
-    library into the same memory. On a CPU all of a bias is looked at, and of a weight some elements. Call
-    `reload` after such a write to a part of a weight; on a GPU, after any of them.
+    Where a copy was made, writes that PyTorch does not count may go unnoticed: those through `.data`, or by
+    another library into the same memory. On a CPU all elements of a bias are compared, and some of a weight.
+    Call `reload` after such a write to a part of a weight; on a GPU, after any of them.
 
     `group` and `exchange` share the head: each member holds its shard. Then every call is a collective step,
     and a rank that has no rows calls `join` in its place. After a change of its weights a shared head refuses
     steps until all ranks have called `reload`.
 
-    A copy, or what a pickle is loaded as, has a head of its own. A shared head cannot be copied.
+    A copied or unpickled module has a head of its own. A shared head cannot be copied.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class LmHead(torch.nn.Module):
 
     @property
     def head(self) -> Head:
-        """The head of the weights as they are now."""
+        """The head for the present weights."""
         if self._head is None:
             self.reload()
         elif not self._snapshot.is_of(self.weight, self.bias):
@@ -200,8 +200,8 @@ class LmHead(torch.nn.Module):
         return self._head
 
     def reload(self) -> None:
-        """Makes the head anew, of the weights as they are now. Of a shared head: collective on all ranks."""
-        # The old one's int8 copy goes first.
+        """Makes the head anew from the present weights. Collective on all ranks if the head is shared."""
+        # Free the old head's int8 copy first.
         self._head, self._snapshot = None, None
         weight, bias, group = self.weight, self.bias, self._group
         if weight.dtype not in _DTYPES:
@@ -241,13 +241,13 @@ class LmHead(torch.nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # The first call makes the head: while a file is loaded, tensors may be without their elements.
+        # The first call makes the head: while a file is being loaded, tensors may have no elements yet.
         self._head, self._snapshot = None, None
         self.number = register(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LmHead:
         state = self.__getstate__()
-        # A backend has no weights: both modules use it.
+        # Both modules use the same backend, which has no weights.
         memo[id(self._backend)] = self._backend
         made = memo[id(self)] = type(self).__new__(type(self))
         made.__setstate__(copy.deepcopy(state, memo))
@@ -264,7 +264,7 @@ class LmHead(torch.nn.Module):
         return out.reshape(*hidden.shape[:-1], self.out_features)
 
     def join(self) -> None:
-        """Takes part in the others' step without rows."""
+        """Takes part in the others' step, without rows."""
         self(self.weight.detach().new_empty(0, self.in_features))
 
     def extra_repr(self) -> str:
@@ -275,7 +275,7 @@ class LmHead(torch.nn.Module):
 
 
 def replace_lm_head(model: Any, quantization: Quantization | None = None, **more: Any) -> LmHead:
-    """Puts this library's head in the place of a Hugging Face model's, and returns it.
+    """Replaces the head of a Hugging Face model by this library's, and returns it.
 
     `quantization`: "w8a8" or "w8a16" quantise the head to int8. `more` goes to `LmHead`: `group` and
     `exchange` share it. Scales and caps that the model applies after its head stay the model's.

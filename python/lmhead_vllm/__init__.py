@@ -1,10 +1,10 @@
-"""vLLM's LM head by `lmhead`: a plugin of vLLM's group `vllm.general_plugins`.
+"""A plugin (group `vllm.general_plugins`) that makes vLLM use the LM head of `lmhead`.
 
-Settings stand in vLLM's `additional_config` under the key "lmhead"; `lmhead_vllm.settings.Settings` has them.
+Its settings are in vLLM's `additional_config` under the key "lmhead": see `lmhead_vllm.settings.Settings`.
 """
 
 
 def register() -> None:
     """Makes vLLM build its models with this package's `LogitsProcessor`. vLLM calls it in each process."""
-    # The import registers the class, once in a process however often vLLM calls this.
+    # The import registers the class, once in a process, however often vLLM calls this.
     from . import logits_processor  # noqa: F401

@@ -1,4 +1,4 @@
-"""The head itself: a matrix of vLLM's, whole or one rank's part, and steps on it."""
+"""A head over a matrix of vLLM, whole or one rank's part, and its steps."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Members:
     size: int
 
     def ids(self, vocab_size: int) -> range:
-        """This rank's."""
+        """The ids of this rank's shard."""
         return lmhead.shard_range(vocab_size, self.size, self.me)
 
 
 class Head:
-    """A head of `weight` [ids, hidden] and `bias` [ids] or None: the vocabulary's `ids`, all of them without
-    `members`. With them creating a head is collective, and the ids are `Members.ids`.
+    """A head of `weight` [ids, hidden] and `bias` [ids] or None, over all ids of the vocabulary without
+    `members`. With `members`, creating a head is collective, and the ids are `Members.ids`.
 
-    Weights are used in place, unless `settings` make int8 of them.
+    Weights are used in place, unless `settings` quantise them to int8.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Head:
                 lmhead.Weights.wrap(matrix, **values),
                 group=lmhead.Group(range(members.size), members.me) if members else None,
                 exchange=ProcessGroupExchange(members.group) if members else None,
-                # As many as vLLM lets torch have in this process.
+                # As many threads as vLLM gives torch in this process.
                 backend=lmhead.Backend(threads=torch.get_num_threads()),
                 hidden_dtype=self.hidden_dtype,
                 timeout=settings.timeout_ms / 1e3,
@@ -84,13 +84,13 @@ class Head:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[rows, vocab]` of `hidden` `[rows, hidden]`."""
         if self.members and len(hidden) == 0:
-            # To the others a step without any rows is the end of the iteration.
+            # For the others a step in which no rank has rows is the end of the iteration.
             return hidden.new_empty(0, self.vocab_size, dtype=self.dtype)
         with explained():
             return self.head.logits(hidden.contiguous(), self.logits_dtype).logits
 
     def finish(self) -> None:
-        """Takes part in the steps of the others until no rank has a row."""
+        """Takes part in the others' steps until no rank has a row."""
         if self.members is None:
             return
         with explained():
@@ -100,7 +100,7 @@ class Head:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Adds to an error what it means in vLLM."""
+    """Adds an explanation for vLLM to an error."""
     try:
         yield
     except lmhead.Error as error:

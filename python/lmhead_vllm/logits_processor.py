@@ -1,4 +1,4 @@
-"""vLLM's `LogitsProcessor` with the multiplication by `lmhead`. Scale, softcap and sampling stay vLLM's."""
+"""vLLM's `LogitsProcessor` with `lmhead`'s matmul. Scale, softcap and sampling stay vLLM's."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from .head import FLOATS, Head, Members
 from .settings import Settings
 
-# Below vLLM's own name, so that its logging prints it.
+# A child of vLLM's logger, so that vLLM's logging prints it.
 logger = init_logger("vllm.plugins.lmhead")
 
 
 class Made(NamedTuple):
-    """What was made for one of vLLM's heads, and of what."""
+    """The `lmhead` head for one of vLLM's heads, and what it was made of."""
 
     snapshot: Snapshot
-    """Of weight and bias. vLLM reloads weights in place: at the same address, and through `.data`."""
+    """Snapshot of weight and bias: vLLM reloads weights in place, at the same address, through `.data`."""
     hidden_dtype: torch.dtype
     head: Head | None
-    """None: vLLM's own head multiplies."""
+    """None: vLLM's own head is used."""
 
 
 @LogitsProcessor.register_oot
 class LmheadLogitsProcessor(LogitsProcessor):
-    """vLLM makes one of these where a model asks for a `LogitsProcessor`."""
+    """vLLM makes one of these where a model requests a `LogitsProcessor`."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.settings = Settings.of(get_current_vllm_config())
-        # Some models have several heads for one of these.
+        # Some models use one of these for several heads.
         self._made: WeakKeyDictionary[VocabParallelEmbedding, Made] = WeakKeyDictionary()
 
     def share(self, lm_head: VocabParallelEmbedding, members: Members, is_tied: bool) -> Head:
-        """Makes the head that `members` share. Collective. Of weights that are not the embedding's too
-        (`is_tied`) this rank keeps its part only.
+        """Makes the head that `members` share. Collective. Unless the weights are also the embedding's
+        (`is_tied`), this rank keeps only its part of them.
 
-        Raises ValueError where the head cannot be `lmhead`'s: another rank might not see that it cannot.
+        Raises ValueError if `lmhead` cannot take the head: another rank might not notice.
         """
         if refusal := self._refusal(lm_head, lm_head.weight.dtype):
             raise ValueError(f"lmhead: wanted a head that ranks can share; {refusal}")
@@ -57,7 +57,7 @@ class LmheadLogitsProcessor(LogitsProcessor):
         weight = lm_head.weight.detach()[rows]
         if not is_tied:
             weight = lm_head.weight.data = weight.clone()
-            # What vLLM would multiply with: on some processors a copy of the weights in another layout.
+            # The weights that vLLM would multiply: on some processors a copy in another layout.
             lm_head.cpu_linear = None
         bias = None if lm_head.bias is None else lm_head.bias[rows]
         head = self._new(weight, bias, lm_head.weight.dtype, vocab_size, members)
@@ -70,15 +70,15 @@ class LmheadLogitsProcessor(LogitsProcessor):
         hidden_states: torch.Tensor,
         embedding_bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Logits `[rows, ids of this rank's weights]` of hidden states `[rows, hidden]`, in the type that
-        vLLM's own head answers."""
-        # Of a head that vLLM has quantised there may be no `weight`.
+        """Logits `[rows, ids of this rank's weights]` of hidden states `[rows, hidden]`, in the type of
+        vLLM's own head.""" 
+        # A head that vLLM has quantised may have no `weight`.
         weight, dtype = getattr(lm_head, "weight", None), hidden_states.dtype
         made = self._made.get(lm_head)
         if made is None or made.hidden_dtype != dtype or not made.snapshot.is_of(weight, embedding_bias):
             if self.settings.is_shared:
                 raise self._refusal_of_shared(made)
-            # The one before, with its int8 copy, goes first.
+            # Free the previous head, with its int8 copy, first.
             made = None
             self._made.pop(lm_head, None)
             made = self._made[lm_head] = Made(
@@ -105,7 +105,7 @@ class LmheadLogitsProcessor(LogitsProcessor):
     def _local(
         self, lm_head: VocabParallelEmbedding, bias: torch.Tensor | None, hidden: torch.dtype
     ) -> Head | None:
-        """A head of this rank alone, or None where vLLM's own multiplies."""
+        """A head of this rank alone, or None where vLLM's own is used."""
         if refusal := self._refusal(lm_head, hidden):
             logger.info("LM head by vLLM itself, not by lmhead: %s", refusal)
             return None
@@ -124,7 +124,7 @@ class LmheadLogitsProcessor(LogitsProcessor):
         return head
 
     def _refusal(self, lm_head: VocabParallelEmbedding, hidden: torch.dtype) -> str | None:
-        """Why this head is not one for `lmhead`, or None."""
+        """Why `lmhead` cannot take this head, or None."""
         method = lm_head.quant_method
         if not isinstance(method, (UnquantizedEmbeddingMethod, UnquantizedLinearMethod)):
             return f"its weights are quantised by vLLM's {type(method).__name__}"

@@ -21,9 +21,9 @@ class Settings:
 
     @classmethod
     def of(cls, vllm_config: Any) -> Settings:
-        """Those of vLLM's configuration.
+        """The settings in vLLM's configuration.
 
-        Raises ValueError for a key that is not known, or a value that does not fit.
+        Raises ValueError for an unknown key or an invalid value.
         """
         config = getattr(vllm_config, "additional_config", None)
         given = config.get(KEY, {}) if isinstance(config, dict) else {}
@@ -49,7 +49,7 @@ class Settings:
         return self.lmhead_tp_size > 1
 
     def check_group(self, parallel: Any) -> None:
-        """Whether the ranks of `parallel`, vLLM's ParallelConfig, can share a head as these settings say."""
+        """Checks that the ranks of `parallel`, vLLM's ParallelConfig, can share a head as these settings say."""
         if not self.is_shared:
             return
         ranks = parallel.data_parallel_size

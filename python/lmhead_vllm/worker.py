@@ -1,9 +1,9 @@
-"""A worker for heads that data-parallel ranks share.
+"""A vLLM worker for heads that data-parallel ranks share.
 
-The ranks step together: in each iteration every rank either runs its requests or a dummy batch. How often it
-calls the head differs: once for the tokens to sample, once more for each prompt whose logprobs are asked for,
-and not at all in a dummy batch. So a rank that is through with its iteration goes on to take part without
-rows, until nobody has any (`Head.finish`). Then all begin the next iteration.
+The ranks step together: in each iteration every rank runs either its requests or a dummy batch. The number of
+its calls of the head differs: one for the tokens to sample, one more for each prompt whose logprobs are
+requested, and none in a dummy batch. So a rank that has finished its part of an iteration continues to take
+part without rows until no rank has any (`Head.finish`). Then all begin the next iteration.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ class Worker(PlatformWorker):
 
     def execute_model(self, scheduler_output):
         output = super().execute_model(scheduler_output)
-        # None: the head has been called, and `sample_tokens` follows, which may call it for prompt logprobs.
+        # None: the head was called, and `sample_tokens` follows, which may call it again for prompt logprobs.
         if output is not None and self._takes_part(scheduler_output):
             self._finish()
         return output
 
     def _takes_part(self, scheduler_output) -> bool:
-        """Whether the call was this rank's part of an iteration. Without tokens it is not: a dummy batch
-        follows. With an external launcher vLLM runs one within the call."""
+        """Whether the call was this rank's whole part of an iteration. Without tokens it was not: a dummy
+        batch follows, which vLLM runs within the call with an external launcher."""
         is_external = self.parallel_config.distributed_executor_backend == "external_launcher"
         return scheduler_output.total_num_scheduled_tokens > 0 or is_external
 

@@ -1,4 +1,4 @@
-"""What tests share: small heads whose answers are exact, and files to load them from."""
+"""Shared by the tests: small heads with exact answers, and files to load them from."""
 
 import array
 import json
@@ -62,7 +62,7 @@ def head(matrix):
 
 
 def as_threads(n, run):
-    """What `run(member)` returns or raises on each of n threads, which have a minute."""
+    """What `run(member)` returns or raises on each of n threads, within a minute."""
     ended = [None] * n
 
     def one(member):

@@ -1,9 +1,8 @@
-"""Rows, answers, indices, workspaces and weights in a GPU's memory, by DLPack: the bits of the host's.
+"""Rows, answers, indices, workspaces and weights in a GPU's memory, by DLPack, give the bits of host memory.
 
-The GPU is the project's own libcuda, which runs the kernels on the emulated device, and runs nothing on a
-stream before somebody waits for that stream. The test of the C interface on CUDA starts this
-(crates/capi/tests/cuda.rs). The arrays are made by hand, as a producer makes them: its `__dlpack__`, with and
-without versions, and its C functions.
+The GPU is the project's own libcuda, which runs the kernels on the emulated device, and a stream's work only
+once something waits for the stream. crates/capi/tests/cuda.rs starts this program. The arrays imitate a
+producer's: its `__dlpack__`, with and without versions, and its C functions.
 """
 
 import ctypes
@@ -50,7 +49,7 @@ Destructor = ctypes.PYFUNCTYPE(None, c_void_p)
 python.PyCapsule_New.restype = py_object
 python.PyCapsule_New.argtypes = [c_void_p, ctypes.c_char_p, c_void_p]
 python.Py_IncRef.argtypes = [py_object]
-# Of capsules as their destructor gets them: addresses of objects that are on their way out.
+# Declared for addresses, because a capsule's destructor gets an object that is being destroyed.
 valid = ctypes.PYFUNCTYPE(ctypes.c_int, c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", python))
 pointer_of = ctypes.PYFUNCTYPE(c_void_p, c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", python))
 
@@ -61,7 +60,7 @@ class Unversioned(ctypes.Structure):
     _fields_ = [("tensor", _memory._DLTensor), ("manager", c_void_p), ("deleter", c_void_p)]
 
 
-# What consumers hold: structs and arrays by the structs' addresses. Each is deleted once.
+# What consumers hold, by the address of its struct: struct and array. Each is deleted once.
 lent = {}
 
 
@@ -72,7 +71,7 @@ def delete(managed):
 
 @Destructor
 def end_capsule(capsule):
-    # One that was consumed has another name, and its consumer deletes.
+    # A consumed capsule has another name, and its consumer deletes it.
     for name in (b"dltensor", b"dltensor_versioned"):
         if valid(capsule, name):
             delete(pointer_of(capsule, name))
@@ -96,7 +95,7 @@ class Device:
         type(self).alive += 1
         if data is not None:
             assert len(data) == self.bytes
-            # Queued, and not waited for.
+            # Queued without waiting.
             self.kept = ctypes.create_string_buffer(bytes(data), len(data))
             size = ctypes.c_size_t(self.bytes)
             driver("cuMemcpyHtoDAsync_v2", c_uint64(self.address), self.kept, size, stream)
@@ -107,7 +106,7 @@ class Device:
         driver("cuMemFree_v2", c_uint64(self.address))
 
     def read(self, stream=None):
-        """The bytes, after what is on the stream."""
+        """The bytes, after the stream's queued work."""
         data = ctypes.create_string_buffer(self.bytes)
         size = ctypes.c_size_t(self.bytes)
         driver("cuMemcpyDtoHAsync_v2", data, c_uint64(self.address), size, stream)
@@ -115,7 +114,7 @@ class Device:
         return data.raw
 
     def fill(self, tensor):
-        """Writes what a DLTensor says of this array; returns what must live as long."""
+        """Fills in a DLTensor for this array; returns what must be kept alive with it."""
         shape = (c_int64 * len(self.shape))(*self.shape)
         # The address is 256 bytes further: consumers must look at byte_offset.
         tensor.data, tensor.byte_offset = self.address - 256, 256
@@ -142,7 +141,7 @@ class Device:
 
 
 class Old(Device):
-    """One from before versions."""
+    """An array of a producer older than DLPack's versions."""
 
     alive = 0
 
@@ -152,7 +151,7 @@ class Old(Device):
 
 
 class Fast(Device):
-    """One with C functions, which allocate answers too and tell the current stream."""
+    """An array of a producer with C functions, which also allocate answers and report the current stream."""
 
     alive = 0
     current = None
@@ -171,7 +170,7 @@ def c_function(name, body):
 def allocate(wanted, place, _context, _say):
     like = wanted.contents
     array = Fast(NAMES[like.code, like.bits], tuple(like.shape[: like.ndim]), device=like.device_id)
-    # Where nothing was written, a test would see it.
+    # A pattern, so that tests notice bytes that were not written.
     driver("cuMemsetD8Async", c_uint64(array.address), 0x77, ctypes.c_size_t(array.bytes), Fast.current)
     array.stream = Fast.current
     place[0] = ctypes.pointer(array.managed(_memory._Versioned))
@@ -204,7 +203,7 @@ api.current_work_stream = c_function("current_work_stream", current_work_stream)
 Fast.__dlpack_c_exchange_api__ = python.PyCapsule_New(ctypes.addressof(api), b"dlpack_exchange_api", None)
 
 
-# ---- rows, weights and what the head answers in host memory ----
+# ---- rows and weights, and the head's answers in host memory ----
 
 
 def bf16(n, seed):
@@ -360,7 +359,7 @@ def weights_in_device_memory_are_used_in_place(wanted):
 
 
 def inputs_in_device_memory_are_the_hosts(head):
-    """Targets, sampling parameters and adjustments there have the bits of the host's; what cannot be is told."""
+    """Targets, sampling parameters and adjustments in device memory give the same bits; errors are named."""
     words = (VOCAB + 31) // 32
     letters = {"i32": "i", "i64": "q", "u64": "Q", "f32": "f", "u8": "B"}
     Fast.current = stream = new_stream()

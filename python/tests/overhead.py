@@ -1,4 +1,4 @@
-"""What a call costs beside its arithmetic: a head of 64 ids by 16, one row, so that there is next to none."""
+"""The overhead of a call: with a head of 64 ids by 16 and one row there is almost no arithmetic."""
 
 import ctypes
 import time
@@ -9,7 +9,7 @@ from lmhead import Answer, Request, _library, _sys
 
 
 def least_us(call, times=200, rounds=25):
-    """Of the mean over `times` calls, the least of all rounds: what others on the machine do adds to it."""
+    """The smallest mean over `times` calls of all rounds, because other programs only add to it."""
     call()
     seen = []
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""The package with nothing but Python's own arrays: it needs neither NumPy nor PyTorch."""
+"""The package with Python's own arrays only, without NumPy or PyTorch."""
 
 import array
 import copy
@@ -195,7 +195,7 @@ def test_configuration(matrix, rows):
 
 
 def test_memory_of_a_device_is_told_from_the_hosts(head, rows):
-    """By tensors that say that they lie on a device: nothing looks at their addresses."""
+    """With tensors that claim to be on a device; their addresses are not dereferenced."""
     on_device = lmhead.Tensor(
         4096, _sys.LMHEAD_CUDA, 0, lmhead.view(rows).number, (3, HIDDEN), None, False, None
     )
@@ -400,7 +400,7 @@ def test_a_step_is_aborted_from_another_thread(matrix):
 
 
 class Mailboxes(lmhead.Transport):
-    """Members are threads; what one sends another lies in a queue of the two."""
+    """Members are threads; each pair has a queue for what one sends to the other."""
 
     def __init__(self, me, boxes, condition):
         self.me, self.boxes, self.condition = me, boxes, condition
@@ -469,7 +469,7 @@ def test_a_transport_in_python(matrix):
         (lmhead.Fault.lost(7), lmhead.ExchangeError, "members [7], where there are members 0 to 1", None),
         (lmhead.Fault.lost(1), lmhead.RankLostError, "ranks [1] have left", None),
         (lmhead.Fault.timeout(1), lmhead.TimeoutError, "did not come", None),
-        # The library goes on with what was delivered: here no header of the other.
+        # The library continues with what was delivered: here not the other member's header.
         (lmhead.Fault.length({1: 3}), lmhead.StepMismatchError, "disagree", None),
         (lmhead.Fault.abandoned(1, "gave up"), lmhead.StepMismatchError, "gave up", None),
         (lmhead.Fault.other_call(1, "elsewhere"), lmhead.StepMismatchError, "disagree", None),
@@ -491,7 +491,7 @@ def test_faults_of_a_transport_are_told(matrix, fails, kind, words, cause):
     error, other = as_threads(2, run)
     assert isinstance(error, kind) and words in str(error), error
     assert (error.__cause__ is None) if cause is None else isinstance(error.__cause__, cause)
-    # The other is told at once, not by its deadline.
+    # The other member is notified at once, before its deadline.
     assert isinstance(other, lmhead.Error), other
 
 
@@ -517,7 +517,7 @@ def test_an_interrupt_in_a_callback_is_not_lost(matrix):
 
 @pytest.mark.parametrize("at", ["create", "step", "close"])
 def test_an_interrupt_in_a_callback_without_a_status_is_not_lost(matrix, at):
-    """`note` and `leave` cannot fail, and so the call succeeds. Its caller gets the interrupt anyway."""
+    """`note` and `leave` cannot fail, so the call succeeds. Its caller gets the interrupt nevertheless."""
     transports, rows = mailboxes(2), floats(1, HIDDEN, 3)
     interrupts = []
 
@@ -547,7 +547,7 @@ def test_an_interrupt_in_a_callback_without_a_status_is_not_lost(matrix, at):
 
     interrupted, other = as_threads(2, run)
     assert isinstance(interrupted, KeyboardInterrupt), interrupted
-    # Where the interrupted member is gone before the step, the other's step fails.
+    # If the interrupted member is gone before the step, the other's step fails.
     assert isinstance(other, lmhead.Error) if at == "create" else other == "done", other
     assert not interrupts
 
@@ -574,7 +574,7 @@ def test_an_ordinary_exception_in_note_does_not_fail_a_step(matrix):
 @pytest.mark.parametrize("kind", ["weights", "backend", "exchange", "head"])
 @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_handles_are_not_copied(matrix, kind, how):
-    """A second owner of the same number would free what the first one uses."""
+    """A second owner of the same handle would free what the first one uses."""
     with lmhead.Backend(threads=1) as backend, lmhead.Weights.wrap(matrix) as weights:
         with lmhead.Exchange.local(1)[0] as exchange, lmhead.Head(weights, backend=backend) as head:
             handle = {"weights": weights, "backend": backend, "exchange": exchange, "head": head}[kind]
@@ -685,5 +685,5 @@ def test_bad_input_is_refused_by_name(head, name):
     call, kind, words = BAD[name]
     with pytest.raises(kind, match=words):
         call(head)
-    # A head of its own is as good as before.
+    # A head without a group stays usable.
     assert head.argmax(ROW).row_status.tolist() == [0]

@@ -30,7 +30,7 @@ def hidden(rows=5, dtype=torch.bfloat16):
 
 
 class OnlyDlpack:
-    """An array of a producer without the C functions; `legacy`: from before DLPack had versions."""
+    """An array of a producer without the C functions; `legacy`: older than DLPack's versions."""
 
     def __init__(self, tensor, legacy=False):
         self.tensor, self.legacy = tensor, legacy
@@ -76,7 +76,7 @@ def test_answers_in_given_tensors_and_by_indices():
 
 
 def test_parameters_and_slices_are_taken_as_they_are():
-    """What requires a gradient, and what begins in the middle of its storage."""
+    """Tensors that require a gradient, and tensors that begin in the middle of their storage."""
     layer = torch.nn.Linear(HIDDEN, VOCAB, bias=False)
     with Weights.wrap(layer.weight) as weights, Head(weights) as head:
         rows = hidden(9, torch.float32)
@@ -88,7 +88,7 @@ def test_parameters_and_slices_are_taken_as_they_are():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_negated_views_are_read_as_what_they_are(dtype):
-    """Of such a view the memory has the negatives."""
+    """The memory of such a view holds the negated values."""
     weight, rows = linear(dtype).weight.detach(), hidden(dtype=dtype)
     with Weights.wrap(weight) as weights, Head(weights) as head:
         want = head.logits(-rows).logits
@@ -213,7 +213,7 @@ def answer_of(module, dtype):
     ids=["load", "assign", "copy", "data", "bias", "no bias", "weight"],
 )
 def test_changed_weights_are_seen(dtype, quantization, change):
-    """By the module, and by a graph that was compiled before the change."""
+    """Both by the module and by a graph compiled before the change."""
     before, other = linear(dtype, bias=True), torch.nn.Linear(HIDDEN, VOCAB).to(dtype).requires_grad_(False)
     module = lt.LmHead(before.weight, before.bias, quantization=quantization)
     torch.compiler.reset()  # no test is near the limit of graphs
@@ -227,7 +227,7 @@ def test_changed_weights_are_seen(dtype, quantization, change):
 
 
 def an_unseen_element(module):
-    """Writes an element of the weight that no snapshot looks at, and past PyTorch's count of writes."""
+    """Writes an element of the weight that no snapshot compares, without PyTorch counting the write."""
     weight = module.weight
     snapshot, version = lt.Snapshot(weight), weight._version
     for i in range(weight.numel()):

@@ -13,7 +13,7 @@ pub struct ShardAdjustments {
     /// Mask words of the rows that have a mask, `[ceil(vocab.len() / 32)]` each.
     masks: Vec<u32>,
     /// Ids are relative to the shard and ascend within a row.
-    additions: Vec<(u32, f32)>,
+    logit_bias: Vec<(u32, f32)>,
     counts: Vec<Count>,
 }
 
@@ -21,7 +21,7 @@ pub struct ShardAdjustments {
 struct Row {
     /// First word in `masks`.
     mask: Option<usize>,
-    additions: Range<usize>,
+    logit_bias: Range<usize>,
     counts: Range<usize>,
     repetition: f32,
     frequency: f32,
@@ -39,7 +39,7 @@ struct Count {
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 pub(crate) struct PackedAt {
     /// Offsets `[rows + 1]`; ids and values `[entries]`.
-    pub additions: Option<[usize; 3]>,
+    pub logit_bias: Option<[usize; 3]>,
     /// Offsets `[rows + 1]`; ids and `2 count + in_prompt` `[entries]`; repetition, frequency and presence
     /// `[rows]`.
     pub counts: Option<[usize; 6]>,
@@ -48,7 +48,7 @@ pub(crate) struct PackedAt {
 }
 
 const MASK: u32 = 1;
-const ADDITIONS: u32 = 2;
+const LOGIT_BIAS: u32 = 2;
 const PENALTIES: u32 = 4;
 
 /// Appends the bytes for a shard to `out`: little-endian words of 4 bytes, or nothing where there are no
@@ -56,9 +56,9 @@ const PENALTIES: u32 = 4;
 ///
 /// | words | |
 /// |---|---|
-/// | 1 | kinds: 1 mask + 2 additions + 4 penalties |
+/// | 1 | kinds: 1 mask + 2 logit bias + 4 penalties |
 /// | `[rows, ceil(vocab.len() / 32)]` | mask |
-/// | `[rows]`, then `[entries, 2]` | additions: entries of each row; id in the shard, value f32 |
+/// | `[rows]`, then `[entries, 2]` | logit bias: entries of each row; id in the shard, value f32 |
 /// | `[rows, 4]`, then `[entries, 2]` | penalties: repetition, frequency, presence, entries; id in the shard, 2 count + in_prompt |
 ///
 /// `entries` is reused memory for the entries of one row.
@@ -77,7 +77,7 @@ pub(super) fn encode(
     let mut put = |word: u32| out.extend_from_slice(&word.to_le_bytes());
     let kind = |present: bool, bit: u32| if present { bit } else { 0 };
     put(kind(from.allowed.is_some(), MASK)
-        | kind(from.additions.is_some(), ADDITIONS)
+        | kind(from.logit_bias.is_some(), LOGIT_BIAS)
         | kind(from.penalties.is_some(), PENALTIES));
     if let Some(mask) = from.allowed {
         let words = vocab_size.div_ceil(32);
@@ -97,7 +97,7 @@ pub(super) fn encode(
         entries.sort_unstable_by_key(|&at| (ids[at], at));
     };
     let local = |id: i64| (id as usize - vocab.start) as u32;
-    if let Some(a) = &from.additions {
+    if let Some(a) = &from.logit_bias {
         rows.clone().for_each(|row| put(inside_count(a.offsets, a.ids, row)));
         for row in rows.clone() {
             slice(entries, a.offsets, a.ids, row);
@@ -161,7 +161,7 @@ impl ShardAdjustments {
         self.vocab = vocab;
         self.rows.clear();
         self.masks.clear();
-        self.additions.clear();
+        self.logit_bias.clear();
         self.counts.clear();
     }
 
@@ -186,15 +186,21 @@ impl ShardAdjustments {
     /// `Exchange` when the bytes cannot be a slice of that many rows.
     pub fn push_encoded(&mut self, bytes: &[u8], rows: usize) -> Result<()> {
         let first = self.rows.len();
-        let plain =
-            Row { mask: None, additions: 0..0, counts: 0..0, repetition: 1.0, frequency: 0.0, presence: 0.0 };
+        let plain = Row {
+            mask: None,
+            logit_bias: 0..0,
+            counts: 0..0,
+            repetition: 1.0,
+            frequency: 0.0,
+            presence: 0.0,
+        };
         self.rows.resize(first + rows, plain);
         let mut words = Words(bytes);
         if bytes.is_empty() {
             return Ok(());
         }
         let kinds = words.next()?;
-        if kinds & !(MASK | ADDITIONS | PENALTIES) != 0 {
+        if kinds & !(MASK | LOGIT_BIAS | PENALTIES) != 0 {
             return Err(broken(format!("kinds {kinds:#x} are unknown")));
         }
         if kinds & MASK != 0 {
@@ -210,16 +216,16 @@ impl ShardAdjustments {
         let inside = |id: u32| {
             if id < size { Ok(id) } else { Err(broken(format!("id {id} of a shard of {size}"))) }
         };
-        if kinds & ADDITIONS != 0 {
+        if kinds & LOGIT_BIAS != 0 {
             for row in &mut self.rows[first..] {
-                row.additions = 0..words.next()? as usize;
+                row.logit_bias = 0..words.next()? as usize;
             }
             for row in &mut self.rows[first..] {
-                let start = self.additions.len();
-                for _ in 0..row.additions.end {
-                    self.additions.push((inside(words.next()?)?, words.float()?));
+                let start = self.logit_bias.len();
+                for _ in 0..row.logit_bias.end {
+                    self.logit_bias.push((inside(words.next()?)?, words.float()?));
                 }
-                row.additions = start..self.additions.len();
+                row.logit_bias = start..self.logit_bias.len();
             }
         }
         if kinds & PENALTIES != 0 {
@@ -266,10 +272,10 @@ impl ShardAdjustments {
             });
             array(out, std::iter::once(0).chain(ends))
         };
-        if rows.iter().any(|row| !row.additions.is_empty()) {
-            let entries = || rows.iter().flat_map(|row| &self.additions[row.additions.clone()]);
-            at.additions = Some([
-                offsets(out, |row| &row.additions),
+        if rows.iter().any(|row| !row.logit_bias.is_empty()) {
+            let entries = || rows.iter().flat_map(|row| &self.logit_bias[row.logit_bias.clone()]);
+            at.logit_bias = Some([
+                offsets(out, |row| &row.logit_bias),
                 array(out, entries().map(|(id, _)| *id)),
                 array(out, entries().map(|(_, value)| value.to_bits())),
             ]);
@@ -306,9 +312,9 @@ impl ShardAdjustments {
         let row = &self.rows[row];
         let first = (first_id - self.vocab.start) as u32;
         let end = first + logits.len() as u32;
-        let additions = &self.additions[row.additions.clone()];
-        let from = additions.partition_point(|(id, _)| *id < first);
-        for (id, value) in additions[from..].iter().take_while(|(id, _)| *id < end) {
+        let logit_bias = &self.logit_bias[row.logit_bias.clone()];
+        let from = logit_bias.partition_point(|(id, _)| *id < first);
+        for (id, value) in logit_bias[from..].iter().take_while(|(id, _)| *id < end) {
             logits[(id - first) as usize] += value;
         }
         let counts = &self.counts[row.counts.clone()];

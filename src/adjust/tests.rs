@@ -68,7 +68,7 @@ impl Owned {
         let counts = Counts { offsets: &offsets, ids: &ids, counts: &counts, in_prompt: &in_prompt };
         use_it(&Adjustments {
             allowed: self.mask.as_deref(),
-            additions: Some(Additions { offsets: &self.offsets, ids: &self.ids, values: &self.values }),
+            logit_bias: Some(LogitBias { offsets: &self.offsets, ids: &self.ids, values: &self.values }),
             penalties: Some(Penalties {
                 repetition: &repetition,
                 frequency: &frequency,
@@ -160,8 +160,8 @@ proptest! {
 
 #[test]
 fn overflow_is_seen_and_minus_infinity_is_legal() {
-    let additions = Additions { offsets: &[0, 2], ids: &[1, 1], values: &[f32::MAX, f32::MAX] };
-    let adjustments = Adjustments { additions: Some(additions), ..Adjustments::default() };
+    let logit_bias = LogitBias { offsets: &[0, 2], ids: &[1, 1], values: &[f32::MAX, f32::MAX] };
+    let adjustments = Adjustments { logit_bias: Some(logit_bias), ..Adjustments::default() };
     let mut slice = ShardAdjustments::new(0..2);
     slice.push_encoded(&adjustments.encode(0..1, 0..2, 2), 1).unwrap();
     assert!(!slice.apply(0, 0, &mut [0.0, f32::MAX]));
@@ -175,23 +175,26 @@ fn bad_adjustments_name_the_row_and_the_id() {
     let check = |adjustments: Adjustments| adjustments.check(2, 40).unwrap_err().to_string();
     let text = check(Adjustments::allowed(&[0; 3]));
     assert!(text.contains("allowed: wanted [2, 2] i32, a bit for each id of 40, got 3 words"), "{text}");
-    let additions = |offsets: &[usize], ids: &[i64], values: &[f32]| {
-        check(Adjustments { additions: Some(Additions { offsets, ids, values }), ..Adjustments::default() })
+    let logit_bias = |offsets: &[usize], ids: &[i64], values: &[f32]| {
+        check(Adjustments { logit_bias: Some(LogitBias { offsets, ids, values }), ..Adjustments::default() })
     };
     for (text, want) in [
         (
-            additions(&[0, 1], &[0], &[0.0]),
-            "additions: offsets: wanted 3 ascending numbers from 0 to the 1 entries",
+            logit_bias(&[0, 1], &[0], &[0.0]),
+            "logit_bias: offsets: wanted 3 ascending numbers from 0 to the 1 entries",
         ),
-        (additions(&[0, 2, 1], &[0], &[0.0]), "not ascending"),
+        (logit_bias(&[0, 2, 1], &[0], &[0.0]), "not ascending"),
         (
-            additions(&[0, 1, 2], &[0, 40], &[0.0; 2]),
-            "additions: id of row 1: wanted an id from 0 to 39, got 40",
+            logit_bias(&[0, 1, 2], &[0, 40], &[0.0; 2]),
+            "logit_bias: id of row 1: wanted an id from 0 to 39, got 40",
         ),
-        (additions(&[0, 1, 2], &[0, -1], &[0.0; 2]), "got -1"),
-        (additions(&[0, 0, 1], &[3], &[f32::NAN]), "additions: value of row 1, id 3: wanted a finite number"),
-        (additions(&[0, 0, 1], &[3], &[f32::INFINITY]), "got inf"),
-        (additions(&[0, 0, 1], &[3], &[]), "additions: values: wanted 1 values"),
+        (logit_bias(&[0, 1, 2], &[0, -1], &[0.0; 2]), "got -1"),
+        (
+            logit_bias(&[0, 0, 1], &[3], &[f32::NAN]),
+            "logit_bias: value of row 1, id 3: wanted a finite number",
+        ),
+        (logit_bias(&[0, 0, 1], &[3], &[f32::INFINITY]), "got inf"),
+        (logit_bias(&[0, 0, 1], &[3], &[]), "logit_bias: values: wanted 1 values"),
     ] {
         assert!(text.contains(want), "got {text}\nwant {want}");
     }

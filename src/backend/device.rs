@@ -37,7 +37,7 @@ mod words;
 pub use adjustments::NO_ADJUSTMENTS;
 pub use backend::DeviceBackend;
 pub use marks::stream_marks;
-pub use matmul::{Call, Matmul, Spec, TargetCall, target_kernel};
+pub use matmul::{Matmul, MatmulCall, Spec, TargetCall, target_kernel};
 pub use partials::NO_PARTIALS;
 
 pub use crate::params::Params;

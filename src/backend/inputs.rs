@@ -1,70 +1,10 @@
 //! Inputs that belong to rows and lie in device memory, on their way to matmuls and passes.
 
-use crate::error::{Error, Result};
+use crate::adjust::DeviceAdjustments;
 use crate::memory::{Span, SpanMut};
-use crate::params::{AdjustmentPlaces, SamplingRow};
+use crate::params::SamplingRow;
 use crate::result::{DeviceInputs, SamplingSpans};
-use std::fmt;
 use std::ops::Range;
-
-/// Which adjustments some row of the group has in device memory, and the most entries of a row. The same on
-/// every rank, so that messages have one shape whatever the rows have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct DeviceAdjustments {
-    /// Some row has a mask.
-    pub allowed: bool,
-    /// The most additions (logit bias) of a row; 0: no row has any. A row with more is bad input.
-    pub additions: u32,
-    /// The most ids with counts of a row with penalties; 0: no row has penalties.
-    pub counts: u32,
-}
-
-impl fmt::Display for DeviceAdjustments {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DeviceAdjustments { allowed, additions, counts } = self;
-        let masks = if *allowed { "masks" } else { "no masks" };
-        write!(f, "{masks}, up to {additions} additions and {counts} counts of a row")
-    }
-}
-
-impl DeviceAdjustments {
-    /// Whether no row has any.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    pub(crate) fn places(&self) -> AdjustmentPlaces {
-        let DeviceAdjustments { allowed, additions, counts } = *self;
-        AdjustmentPlaces { masks: u32::from(allowed), additions, counts, none: 0 }
-    }
-
-    /// Words of a row's mask in a message for `ids` ids.
-    pub(crate) fn mask_words(&self, ids: usize) -> usize {
-        if self.allowed { 2 * ids.div_ceil(64) } else { 0 }
-    }
-
-    /// Bytes of a row's message to a shard of `ids` ids: see `AdjustmentPlaces` of `kernels/params.h`.
-    pub(crate) fn message_bytes(&self, ids: usize) -> usize {
-        let counts = if self.counts > 0 { 16 + 8 * self.counts as usize } else { 0 };
-        if ids == 0 { 0 } else { 4 * self.mask_words(ids) + 8 * self.additions as usize + counts }
-    }
-
-    /// Bytes of the unpacked entries of `rows` rows: see `PlacedAdjustments::carve`.
-    ///
-    /// # Errors
-    /// `Shape` for more entries than kernels count.
-    pub(crate) fn placed_bytes(&self, rows: usize) -> Result<usize> {
-        let each = self.additions.max(self.counts) as usize;
-        if rows.checked_mul(each).is_none_or(|n| u32::try_from(n).is_err()) {
-            let wanted = "fewer than 2^32 entries of all rows of the group";
-            let got = format!("{rows} rows of up to {each}");
-            return Err(Error::shape("adjustments in device memory", wanted, got, "state a smaller bound"));
-        }
-        let entries = |each: u32| if each > 0 { rows + 1 + 2 * rows * each as usize } else { 0 };
-        let floats = if self.counts > 0 { 3 * rows } else { 0 };
-        Ok(4 * (entries(self.additions) + entries(self.counts) + floats))
-    }
-}
 
 /// Entries by row: u32 `[rows + 1]`, `[rows, places]` and `[rows, places]`.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +21,7 @@ pub struct PlacedEntries<'a> {
 pub struct PlacedAdjustments<'a> {
     /// The first row's mask words, and how many words there are from row to row.
     pub allowed: Option<(Span<'a>, usize)>,
-    pub additions: Option<PlacedEntries<'a>>,
+    pub logit_bias: Option<PlacedEntries<'a>>,
     /// Entries, and f32 `[rows]` each of repetition, frequency and presence.
     pub counts: Option<(PlacedEntries<'a>, [Span<'a>; 3])>,
 }
@@ -98,10 +38,10 @@ impl<'a> PlacedAdjustments<'a> {
             let each = rows * each as usize;
             PlacedEntries { offsets: take(rows + 1), ids: take(each), values: take(each) }
         };
-        let additions = (of.additions > 0).then(|| entries(of.additions));
+        let logit_bias = (of.logit_bias > 0).then(|| entries(of.logit_bias));
         let counts = (of.counts > 0).then(|| entries(of.counts));
         let counts = counts.map(|counts| (counts, [(); 3].map(|()| take(rows))));
-        PlacedAdjustments { allowed: None, additions, counts }
+        PlacedAdjustments { allowed: None, logit_bias, counts }
     }
 }
 

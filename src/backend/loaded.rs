@@ -110,8 +110,8 @@ impl Job<'_> {
 pub enum Ask {
     /// All logits, rounded.
     Logits { dtype: DType },
-    /// What the spec says of each row, over the shard's vocabulary; where it has targets, their logits before
-    /// that.
+    /// A partial of each row over the shard's vocabulary, with the contents that the spec names. If the spec
+    /// has targets, their logits are computed first.
     Partials(PartialSpec),
     /// One id of each row, drawn without any filter.
     Drawn,

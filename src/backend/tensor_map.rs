@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 
-/// How the 16-byte pieces of a tile's rows are exchanged, so that no two rows of eight share banks of shared
+/// How the 16-byte vectors of a tile's rows are exchanged, so that no two rows of eight share banks of shared
 /// memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Swizzle {

@@ -122,7 +122,7 @@ mod tests {
             name: "GPU".into(),
             capability,
             memory: 80_000_000_000,
-            processors: 1,
+            num_sms: 1,
         };
         for (capability, status, wanted) in [
             (Capability(9, 0), Status::Ok, "9.0, 80.0 GB; runs a (compute_80), b (sm_90a)"),
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn the_backend_is_there_where_device_0_runs_every_product() {
         let info =
-            |capability| DeviceInfo { ordinal: 0, name: "GPU".into(), capability, memory: 1, processors: 1 };
+            |capability| DeviceInfo { ordinal: 0, name: "GPU".into(), capability, memory: 1, num_sms: 1 };
         const PRODUCTS: &[Fatbin] = &[
             Fatbin {
                 name: "quant",

@@ -33,10 +33,15 @@ impl Beat {
     }
 
     pub fn keep(&mut self, call: &Call, control: &dyn Exchange) {
+        self.keep_at(call, || *call, control);
+    }
+
+    /// The same of a member that says its place in the step only when it is to be noted.
+    pub fn keep_at(&mut self, call: &Call, place: impl FnOnce() -> Call, control: &dyn Exchange) {
         // The period differs from head to head: of two heads that always note at the same moments, an
         // observer would only ever see the one that comes last.
         if self.last.elapsed() >= BEAT - Duration::from_millis(u64::from(call.head % 32)) {
-            control.note(call);
+            control.note(&place());
             self.last = Instant::now();
         }
         // A member that waits in two heads, by two threads, notes them in turns.

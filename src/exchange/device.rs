@@ -77,6 +77,7 @@ pub unsafe trait DeviceExchange: Send + Sync {
     ///
     /// # Errors
     /// A [`Fault`]; what was queued by then ends without harm, and the receive pieces have undefined content.
+    /// Where the peers are missed in a collective that was queued before, [`Fault::Earlier`] names that one.
     ///
     /// # Safety
     /// The pieces are in [`DeviceExchange::memory`], nobody else writes what is sent or uses what is received
@@ -297,21 +298,22 @@ pub fn wait_for_mark(
     control: &dyn Exchange,
     mut own: impl FnMut() -> Option<Fault>,
 ) -> Result<(), Fault> {
+    let _given_back = GivenBack { marks, both: [before, Some(mark)] };
     let (began, mut beat) = (Instant::now(), Beat::new());
-    let done = loop {
+    loop {
         if let Some(fault) = own() {
-            break Err(fault);
+            return Err(fault);
         }
         match marks.is_reached(mark) {
-            Ok(true) => break Ok(()),
+            Ok(true) => return Ok(()),
             Ok(false) => {}
-            Err(fault) => break Err(fault),
+            Err(fault) => return Err(fault),
         }
         if let Some(fault) = told(call, control) {
-            break Err(fault);
+            return Err(fault);
         }
         if call.left().is_zero() {
-            break Err(match before.map(|before| marks.is_reached(before)) {
+            return Err(match before.map(|before| marks.is_reached(before)) {
                 Some(Ok(false)) => stuck(call, control),
                 Some(Err(fault)) => fault,
                 _ => beat.late(call, control),
@@ -319,7 +321,17 @@ pub fn wait_for_mark(
         }
         beat.keep(call, control);
         pause(began);
-    };
-    before.into_iter().chain([mark]).for_each(|mark| marks.give_back(mark));
-    done
+    }
+}
+
+/// Gives back the marks of a wait at its end, also where the host transport panics in it.
+struct GivenBack<'m> {
+    marks: &'m dyn StreamMarks,
+    both: [Option<Pending>; 2],
+}
+
+impl Drop for GivenBack<'_> {
+    fn drop(&mut self) {
+        self.both.into_iter().flatten().for_each(|mark| self.marks.give_back(mark));
+    }
 }

@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn abandoning_wakes_the_others_and_reset_brings_them_back() {
+    fn an_abort_wakes_the_others_and_reset_brings_them_back() {
         each(3, |e| {
             for round in 0..20 {
                 let mut recv = [[0u8; 1]; 3];

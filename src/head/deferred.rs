@@ -10,7 +10,8 @@
 
 use super::LmHead;
 use super::wire::Wire;
-use crate::backend::{DeviceAdjustments, On};
+use crate::adjust::DeviceAdjustments;
+use crate::backend::On;
 use crate::error::Result;
 use crate::exchange::{Call, Fault, Pending};
 use crate::memory::Stream;
@@ -63,7 +64,8 @@ pub(super) struct Kind {
     lent: bool,
     /// The own rows are not contiguous: they are packed before they are sent.
     picked: bool,
-    /// Rows of the group, rounded up to a power of two: a device's kernels go by these.
+    /// Rows of the group, rounded up to a power of two: a device's kernels, and what NCCL connects when it
+    /// first moves as many bytes, go by these.
     rows: usize,
     /// Rounds of the histogram search for cuts: with fewer rounds a row takes more bytes.
     rounds: usize,
@@ -93,18 +95,19 @@ impl Known {
         })
     }
 
-    /// True where the kind is new and there was room for it.
+    /// True where the kind is new. Where there is no room for it, the oldest one is forgotten.
     fn add(&mut self, kind: Kind, counts: &[usize]) -> bool {
         if let Some(at) = self.place(kind) {
             self.most[at].iter_mut().zip(Self::rows(counts)).for_each(|(most, rows)| *most = rows.max(*most));
             return false;
         }
-        let is_room = self.kinds.len() < MOST;
-        if is_room {
-            self.kinds.push(kind);
-            self.most.extend(Self::rows(counts));
+        if self.kinds.len() == MOST {
+            self.kinds.remove(0);
+            self.most.drain(..1 + self.replicas);
         }
-        is_room
+        self.kinds.push(kind);
+        self.most.extend(Self::rows(counts));
+        true
     }
 
     /// Forgets all kinds: their memory was given back, or their channel is made anew.
@@ -169,11 +172,12 @@ impl LmHead {
 
     /// Ends what a step that failed for `reason` has queued and not waited for, so that soon nothing uses the
     /// caller's memory. The peers have been told already.
-    pub(super) fn end_deferred(&mut self, call: &Call, reason: &str) {
-        let Some(stream) = self.wire.deferred_on.take() else { return };
+    pub(super) fn end_queued(&mut self, call: &Call, reason: &str) {
+        let Some(stream) = self.wire.open.stream.take() else { return };
         let exchange = &self.wire.exchange;
         let Some(device) = exchange.device() else { return };
-        if !self.wire.deferred.is_empty() {
+        // A panic may have come when a collective was queued but not in the list, or in the wait for it.
+        if !self.wire.deferred.is_empty() || std::thread::panicking() {
             device.abort(&Fault::Abandoned { member: exchange.me(), reason: reason.into() });
         }
         for Deferred { before, behind, .. } in self.wire.deferred.drain(..) {
@@ -198,11 +202,13 @@ impl Wire {
     /// Waits for the collectives that were queued, in their order.
     ///
     /// # Errors
-    /// The fault of the first collective that does not end; [`LmHead::end_deferred`] ends the others.
+    /// The fault of the first collective that does not end; [`LmHead::end_queued`] ends the others.
     pub fn settle(&mut self) -> Result<()> {
-        while let Some(Deferred { call, before, behind, sent, received, took }) = self.deferred.pop_front() {
+        while let Some(&Deferred { call, before, behind, sent, received, took }) = self.deferred.front() {
             let began = Instant::now();
             self.exchange.note(&call);
+            // From here on the wait gives its marks back.
+            self.deferred.pop_front();
             let waited = match self.exchange.device() {
                 Some(device) => device.wait(Some(before), behind, &call, &*self.exchange),
                 None => Ok(()),
@@ -212,7 +218,6 @@ impl Wire {
             self.open.stats.exchange += waiting;
             waited.map_err(|fault| fault.into_error(&call, self.group.ranks()))?;
         }
-        self.deferred_on = None;
         Ok(())
     }
 }
@@ -237,11 +242,17 @@ mod tests {
         assert!(!known.has(other, &[1, 1]) && !known.has(Kind { lent: true, ..argmax }, &[1, 1]));
         let picked = Kind { picked: true, ..other };
         assert!(known.add(picked, &[3, 3]) && known.has(other, &[3, 2]) && !known.has(other, &[3, 4]));
+        // Beyond what there is room for, the oldest kinds go.
         for rows in 0..2 * MOST {
-            known.add(kind(Request::argmax(), 9 + rows), &[1, 1]);
+            assert!(known.add(kind(Request::argmax(), 9 + rows), &[1, rows]));
         }
         let room = (known.kinds.capacity(), known.most.capacity());
         assert_eq!((known.kinds.len(), known.most.len(), room), (MOST, 3 * MOST, (MOST, 3 * MOST)));
+        for (rows, is_known) in [(0, false), (MOST - 1, false), (MOST, true), (2 * MOST - 1, true)] {
+            let kind = kind(Request::argmax(), 9 + rows);
+            assert_eq!(known.has(kind, &[1, rows]), is_known, "{rows}");
+            assert!(!known.has(kind, &[1, rows + 1]), "{rows}");
+        }
         known.clear();
         assert!(!known.has(argmax, &[0, 0]));
     }

@@ -94,7 +94,7 @@ impl LmHead {
             if !error.was_told() {
                 self.notify_abort(call, &error.cause());
             }
-            self.end_deferred(call, &error.cause());
+            self.end_queued(call, &error.cause());
         }
         error
     }
@@ -108,7 +108,8 @@ impl LmHead {
         };
         self.poisoned = Some(format!("step {}: {text}", call.step));
         self.notify_abort(call, reason);
-        self.end_deferred(call, reason);
+        // A second panic must not get out here either.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.end_queued(call, reason)));
     }
 
     /// Whether there are peers to tell.

@@ -21,7 +21,7 @@ pub(super) fn digest(hidden: &HiddenRows<'_>, inputs: &RowInputs<'_>) -> u64 {
     if let Some(adjustments) = &inputs.adjustments
         && !hidden.is_empty()
         && (adjustments.allowed.is_some()
-            || adjustments.additions.is_some()
+            || adjustments.logit_bias.is_some()
             || adjustments.penalties.is_some())
     {
         add_adjustments(&mut digest, adjustments);
@@ -30,17 +30,17 @@ pub(super) fn digest(hidden: &HiddenRows<'_>, inputs: &RowInputs<'_>) -> u64 {
 }
 
 fn add_adjustments(digest: &mut Digest, adjustments: &Adjustments<'_>) {
-    let Adjustments { allowed, additions, penalties } = adjustments;
+    let Adjustments { allowed, logit_bias, penalties } = adjustments;
     let floats = |digest: &mut Digest, values: &[f32]| digest.bytes(bytemuck::cast_slice(values));
     let offsets =
         |digest: &mut Digest, offsets: &[usize]| offsets.iter().for_each(|&n| digest.word(n as u64));
     digest.word(u64::from(allowed.is_some()));
     digest.bytes(bytemuck::cast_slice(allowed.unwrap_or_default()));
-    digest.word(u64::from(additions.is_some()));
-    if let Some(additions) = additions {
-        offsets(digest, additions.offsets);
-        digest.bytes(bytemuck::cast_slice(additions.ids));
-        floats(digest, additions.values);
+    digest.word(u64::from(logit_bias.is_some()));
+    if let Some(logit_bias) = logit_bias {
+        offsets(digest, logit_bias.offsets);
+        digest.bytes(bytemuck::cast_slice(logit_bias.ids));
+        floats(digest, logit_bias.values);
     }
     digest.word(u64::from(penalties.is_some()));
     if let Some(penalties) = penalties {

@@ -23,7 +23,7 @@
 //! adjustments (a mask has 1/32 of the bytes of the logits); 4 bytes for each target of all rows; the answer.
 
 use super::buffers::{Arena, bytes_of, fill, starts_of, sum};
-use super::run::{Compute, Lists, Run, Scratch, Small};
+use super::run::{Compute, Lists, Run, Small, StepScratch};
 use super::wire::Who;
 use super::{LmHead, placed};
 use crate::adjust::in_vocabulary;
@@ -165,7 +165,7 @@ impl Run<'_> {
         inputs: &RowInputs<'_>,
         (per_row, top_n): (usize, usize),
         mut answer: AnswerBuffers<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut StepScratch,
     ) -> Result<()> {
         if self.wire.open.padded {
             return self.padded_logprobs(compute, hidden, inputs, (per_row, top_n), answer, scratch);
@@ -173,7 +173,7 @@ impl Run<'_> {
         let group = self.wire.group.clone();
         let (me, size, tp) = (group.me(), group.size(), group.tp());
         let (replica, split) = (group.replica_of(me), self.config.split_rows_over_tp);
-        let Scratch {
+        let StepScratch {
             own_rows: packed,
             own_status,
             input_status,
@@ -290,9 +290,9 @@ impl Run<'_> {
         inputs: &RowInputs<'_>,
         (per_row, top_n): (usize, usize),
         answer: AnswerBuffers<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut StepScratch,
     ) -> Result<()> {
-        let Scratch {
+        let StepScratch {
             own_rows,
             own_status,
             input_status,

@@ -39,11 +39,14 @@ pub(super) struct Targets {
     own: Arena,
     /// `[rows of the group, targets]` u32.
     all: Arena,
-    /// Of the rows at hand: targets that are not contiguous in `all`; target logits of the own shard; those
-    /// of all shards (`shared`); targets with their logits.
+    /// Targets of the rows that are computed now, where they are not contiguous in `all`. The next three are
+    /// of the same rows.
     at_hand: Arena,
+    /// Logits of the targets that this shard holds.
     logits: Arena,
+    /// Logits of all targets, from all shards.
     shared: Arena,
+    /// Targets with their logits.
     candidates: Arena,
 }
 
@@ -78,7 +81,7 @@ impl LmHead {
         };
         let announced = [
             ("allowed", of.allowed, here.allowed.is_some(), host.allowed.is_some()),
-            ("additions", of.additions > 0, here.additions.is_some(), host.additions.is_some()),
+            ("logit_bias", of.logit_bias > 0, here.logit_bias.is_some(), host.logit_bias.is_some()),
             ("penalties", of.counts > 0, here.penalties.is_some(), host.penalties.is_some()),
         ];
         for (what, announced, placed, of_host) in announced {

@@ -21,7 +21,7 @@ use std::time::Instant;
 
 /// Memory that lives from step to step.
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(super) struct StepScratch {
     /// Own rows that had to be brought together for sending; in capacity mode with header and padding.
     pub own_rows: Arena,
     /// Status words of these rows.
@@ -46,10 +46,11 @@ pub(super) struct Scratch {
     pub finish: finish::Scratch,
 }
 
-impl Scratch {
+impl StepScratch {
     /// Tells all buffers whether the next steps are captured in a CUDA graph.
     pub fn capture(&mut self, capturing: bool) {
-        let Scratch { own_rows, own_status, gathered, contract, send, recv, words, input_status, .. } = self;
+        let StepScratch { own_rows, own_status, gathered, contract, send, recv, words, input_status, .. } =
+            self;
         let own = [own_rows, own_status, gathered, contract, send, recv, words, input_status];
         let of_inputs = self.placed.arenas().into_iter().chain(self.logprobs.told.placed.arenas());
         for arena in own.into_iter().chain(of_inputs).chain(self.sampling.arenas()) {
@@ -148,7 +149,7 @@ impl Run<'_> {
         hidden: HiddenRows<'_>,
         inputs: &RowInputs<'_>,
         mut answer: AnswerBuffers<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut StepScratch,
     ) -> Result<()> {
         match self.wire.open.request {
             Request::Logprobs { targets, top_n, .. } => {
@@ -159,7 +160,7 @@ impl Run<'_> {
             }
             _ => {}
         }
-        let Scratch {
+        let StepScratch {
             own_rows,
             own_status,
             input_status,
@@ -345,7 +346,7 @@ impl Run<'_> {
         group.answered_rows(own, group.me(), self.config.split_rows_over_tp).len()
     }
 
-    /// Of the own rows' status words, those of the rows that are answered.
+    /// The status words of the answered rows. `own`: those of all rows of this rank's replica.
     pub fn of_answered<'b>(&self, own: Span<'b>) -> Span<'b> {
         let group = &self.wire.group;
         // In a group of one rank only the answered rows are computed.

@@ -27,7 +27,7 @@ mod on_device;
 use super::LmHead;
 use super::buffers::{Arena, bytes_of, fill, sum};
 use super::logprobs::{Telling, Told};
-use super::run::{Compute, Lists, Run, Scratch, Small};
+use super::run::{Compute, Lists, Run, Small, StepScratch};
 use super::wire::Who;
 use crate::backend::{Inputs, Job, Out, Pass, Wanted, Which};
 use crate::error::{Error, Result};
@@ -125,12 +125,12 @@ impl Run<'_> {
         inputs: &RowInputs<'_>,
         logprobs: Option<TokenLogprobs>,
         mut answer: AnswerBuffers<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut StepScratch,
     ) -> Result<()> {
         if self.wire.open.header.filters != Filters::ByHost {
             return self.sampled_unseen(compute, hidden, inputs, logprobs, answer, scratch);
         }
-        let Scratch {
+        let StepScratch {
             own_rows,
             own_status,
             gathered,

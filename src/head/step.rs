@@ -5,7 +5,8 @@ use super::recorder::Outcome;
 use super::run::{Compute, Run};
 use super::wire::{Who, check_memory};
 use super::{LmHead, inputs};
-use crate::backend::{Ask, DeviceAdjustments, On};
+use crate::adjust::DeviceAdjustments;
+use crate::backend::{Ask, On};
 use crate::error::{Error, Result};
 use crate::exchange::{Call, Operation};
 use crate::memory::{Memory, Span};
@@ -149,7 +150,7 @@ impl LmHead {
         };
         open.queued = queues && (group.size() == 1 || mode == Mode::Capacity || !open.verified);
         open.defers = queues && group.size() > 1;
-        open.deferred = false;
+        (open.deferred, open.stream) = (false, None);
         open.capacity = if let RowCounts::Capacity { max, .. } = counts { *max } else { 0 };
         open.adjusted = options.adjusted;
         open.compared = false;
@@ -332,7 +333,6 @@ impl LmHead {
         }
         let kind = self.kind(&hidden, inputs, on.workspace.is_some());
         self.wire.open.deferred = self.knows(kind);
-        self.wire.deferred_on = self.wire.open.deferred.then_some(on.stream);
         let LmHead { config, wire, backend, loaded, info, scratch, answer: arena, queued, .. } = self;
         scratch.capture(capturing);
         if let Some(loaded) = loaded {
@@ -362,8 +362,10 @@ impl LmHead {
             return Ok(());
         }
         if memory != Memory::Host || matches!(request, Request::Logits { .. }) {
+            run.wire.open.stream = (is_shared && memory != Memory::Host).then_some(stream);
             run.request(&mut compute, hidden, &inputs, answer, scratch)?;
             run.wire.settle()?;
+            run.wire.open.stream = None;
             return kind.map_or(Ok(()), |kind| self.remember(kind, stream));
         }
         // The caller's memory is written once nothing can fail any more. Whole logits are too large for a

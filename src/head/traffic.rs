@@ -101,7 +101,7 @@ pub fn step_traffic(
     let gathers = u128::from(replicas > 1);
     let sampled = kind.map_or(Sampled::default(), |kind| Sampled::new(kind, group, counts));
     let rounds = match logprobs {
-        // The targets' ids; of each chunk the rows, the targets' logits, the partials.
+        // The targets' ids once; then for each chunk its rows, its targets' logits and its partials.
         true => gathers + chunks * (gathers + 2),
         // The tokens, their logits, the partials.
         false => gathers + sampled.rounds + 1 + if partial.is_some() { 3 } else { 0 },

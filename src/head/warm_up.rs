@@ -3,8 +3,8 @@
 
 use super::buffers::{Arena, bytes_of, fill};
 use super::{LmHead, StepOptions};
-use crate::adjust::{Additions, Adjustments, Counts, Penalties};
-use crate::backend::{DeviceAdjustments, On};
+use crate::adjust::{Adjustments, Counts, DeviceAdjustments, LogitBias, Penalties};
+use crate::backend::On;
 use crate::error::Result;
 use crate::layout::even_part;
 use crate::memory::{Memory, Span, Stream};
@@ -316,7 +316,7 @@ impl Inputs {
         let (offsets, ids, ones) = (&self.offsets[..=rows], &self.ids[..rows], &self.ones[..rows]);
         Adjustments {
             allowed: Some(&self.allowed[..rows * words]),
-            additions: Some(Additions { offsets, ids, values: ones }),
+            logit_bias: Some(LogitBias { offsets, ids, values: ones }),
             penalties: Some(Penalties {
                 repetition: ones,
                 frequency: ones,

@@ -31,6 +31,8 @@ pub(super) struct Open {
     pub defers: bool,
     /// Collectives are waited for together, at the end of the step.
     pub deferred: bool,
+    /// The stream of collectives that the host waits for, one by one or together, until all have ended.
+    pub stream: Option<Stream>,
     /// A capacity step that a graph captures, or a warm-up for one: the device counts and compares it.
     pub padded: bool,
     /// The capacity, in capacity mode.
@@ -86,8 +88,6 @@ pub(super) struct Wire {
     room: Room,
     /// Collectives that were queued and not waited for, in their order.
     pub deferred: VecDeque<Deferred>,
-    /// The stream of a step with deferred collectives, until all of them have ended.
-    pub deferred_on: Option<Stream>,
 }
 
 /// Lists that each operation fills anew, in the same memory.
@@ -145,7 +145,6 @@ impl Wire {
             name: name.into(),
             room: Room::default(),
             deferred: VecDeque::with_capacity(OPERATIONS),
-            deferred_on: None,
         }
     }
 
@@ -352,8 +351,7 @@ impl Wire {
         let call = self.open.call(operation);
         let began = Instant::now();
         // The peers are told the first collective that has not ended as this member's place.
-        let first = self.deferred.front().map(|deferred| deferred.call);
-        if first.is_none() {
+        if self.deferred.is_empty() {
             self.exchange.note(&call);
         }
         let mut room = std::mem::take(&mut self.room);
@@ -399,12 +397,7 @@ impl Wire {
         stats.bytes_received += received;
         let ranks = self.group.ranks();
         if !headers {
-            return delivered.map_err(|fault| {
-                // A missing peer is missed in the first collective that has not ended; other faults are of
-                // this one.
-                let of_call = matches!(fault, Fault::Broken { .. } | Fault::Length { .. });
-                fault.into_error(&first.filter(|_| !of_call).unwrap_or(call), ranks)
-            });
+            return delivered.map_err(|fault| fault.into_error(&call, ranks));
         }
         self.headers.clear();
         if let Some(bytes) = recv.into_host() {
@@ -488,17 +481,34 @@ fn await_queued(
     if let Waits::Never = waits {
         return queue();
     }
-    let before = device.mark(call, stream)?;
-    match queue().and_then(|()| device.mark(call, stream)) {
-        Ok(behind) if matches!(waits, Waits::Later) => {
-            *marks = Some((before, behind));
-            Ok(())
-        }
-        Ok(behind) => device.wait(Some(before), behind, call, exchange),
-        Err(fault) => {
-            device.forget(before);
-            Err(fault)
-        }
+    let before = Marked { device, mark: device.mark(call, stream)? };
+    queue()?;
+    // Without a mark nobody can wait for it.
+    let behind = device.mark(call, stream).inspect_err(|fault| device.abort(fault))?;
+    let before = before.keep();
+    if let Waits::Later = waits {
+        *marks = Some((before, behind));
+        return Ok(());
+    }
+    device.wait(Some(before), behind, call, exchange)
+}
+
+/// A mark that is given back where it is dropped, also by a panic.
+struct Marked<'d> {
+    device: &'d dyn DeviceExchange,
+    mark: Pending,
+}
+
+impl Marked<'_> {
+    /// The mark, for one who gives it back later.
+    fn keep(self) -> Pending {
+        std::mem::ManuallyDrop::new(self).mark
+    }
+}
+
+impl Drop for Marked<'_> {
+    fn drop(&mut self) {
+        self.device.forget(self.mark);
     }
 }
 

@@ -38,7 +38,7 @@ impl PartialSpec {
 pub struct PartialMut<'a> {
     row: &'a mut PartialRow,
     places: &'a mut [Candidate],
-    better: &'a mut [u32],
+    num_greater: &'a mut [u32],
 }
 
 impl<'a> PartialMut<'a> {
@@ -50,12 +50,12 @@ impl<'a> PartialMut<'a> {
     pub fn new(bytes: &'a mut [u8], spec: &PartialSpec, ids: usize) -> Self {
         assert_eq!(bytes.len(), spec.stride(ids), "bytes of a partial");
         let (row, rest) = bytes.split_at_mut(size_of::<PartialRow>());
-        let (places, better) = rest.split_at_mut(spec.places(ids) * size_of::<Candidate>());
-        better.fill(0);
+        let (places, num_greater) = rest.split_at_mut(spec.places(ids) * size_of::<Candidate>());
+        num_greater.fill(0);
         let row: &mut PartialRow = bytemuck::from_bytes_mut(row);
         *row = PartialRow { digits: [0; 3], top: i32::MIN, status: 0, candidates: 0, none: 0 };
-        let better = &mut bytemuck::cast_slice_mut(better)[..spec.targets];
-        PartialMut { row, places: bytemuck::cast_slice_mut(places), better }
+        let num_greater = &mut bytemuck::cast_slice_mut(num_greater)[..spec.targets];
+        PartialMut { row, places: bytemuck::cast_slice_mut(places), num_greater }
     }
 
     /// Adds `LMHEAD_STATUS_*` flags to the row's.
@@ -79,8 +79,8 @@ impl<'a> PartialMut<'a> {
     }
 
     /// How many ids beat each target, `[targets]`.
-    pub fn better(&mut self) -> &mut [u32] {
-        self.better
+    pub fn num_greater(&mut self) -> &mut [u32] {
+        self.num_greater
     }
 }
 
@@ -192,7 +192,7 @@ pub struct Merge {
     sum: ExpSum,
     status: u32,
     best: Best,
-    better: Vec<u32>,
+    num_greater: Vec<u32>,
     /// Ids of one shard's candidates, to find duplicates.
     ids: Vec<u32>,
 }
@@ -204,8 +204,8 @@ impl Merge {
         self.sum = ExpSum::default();
         self.status = 0;
         self.best.reset(spec.k);
-        self.better.clear();
-        self.better.resize(spec.targets, 0);
+        self.num_greater.clear();
+        self.num_greater.resize(spec.targets, 0);
         self.ids.clear();
         self.ids.reserve_exact(spec.k);
     }
@@ -226,7 +226,7 @@ impl Merge {
         }
         let (row, rest) = bytes.split_at(size_of::<PartialRow>());
         let row: PartialRow = bytemuck::pod_read_unaligned(row);
-        let (candidates, better) = rest.split_at(places * size_of::<Candidate>());
+        let (candidates, num_greater) = rest.split_at(places * size_of::<Candidate>());
         let Some(sum) = ExpSum::from_parts(row.top, row.digits) else {
             return Err(broken("the sum is none that logits have".into()));
         };
@@ -249,7 +249,7 @@ impl Merge {
         if let Some(twice) = self.ids.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(broken(format!("candidate {} came twice from ids {shard:?}", twice[0])));
         }
-        for (sum, count) in self.better.iter_mut().zip(better.as_chunks::<4>().0) {
+        for (sum, count) in self.num_greater.iter_mut().zip(num_greater.as_chunks::<4>().0) {
             // A damaged message must not panic.
             *sum = sum.wrapping_add(u32::from_le_bytes(*count));
         }
@@ -282,8 +282,8 @@ impl Merge {
     }
 
     /// How many ids beat each target.
-    pub fn better(&self) -> &[u32] {
-        &self.better
+    pub fn num_greater(&self) -> &[u32] {
+        &self.num_greater
     }
 
     /// `ln(Σ e^l)`; NaN where the row is not finite, minus infinity where nothing is allowed.
@@ -334,7 +334,7 @@ mod tests {
         if spec.sum {
             row.set_sum(&ExpSum::of(logits));
         }
-        row.better().iter_mut().zip(1..).for_each(|(better, n)| *better = n);
+        row.num_greater().iter_mut().zip(1..).for_each(|(num_greater, n)| *num_greater = n);
         row.set_status(LMHEAD_STATUS_ALLOWED);
         bytes.copy_from_slice(bytemuck::cast_slice(&aligned));
         bytes
@@ -351,7 +351,7 @@ mod tests {
             merge.add(&bytes, &(first..first + logits.len())).unwrap();
         }
         let best = merge.sorted().iter().map(|c| (c.id, c.value.to_bits())).collect();
-        (best, merge.logsumexp().to_bits(), merge.better().to_vec())
+        (best, merge.logsumexp().to_bits(), merge.num_greater().to_vec())
     }
 
     proptest! {
@@ -365,14 +365,14 @@ mod tests {
                 logits.chunks(length).enumerate().map(|(i, part)| (i * length, part)).collect();
             let n = parts.len() as u32;
             parts.sort_by_key(|(first, _)| (*first as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            let (best, sum, better) = merged(spec, &parts);
+            let (best, sum, num_greater) = merged(spec, &parts);
             let mut order: Vec<u32> =
                 (0..logits.len() as u32).filter(|i| logits[*i as usize] > f32::NEG_INFINITY).collect();
             order.sort_by(|a, b| logits[*b as usize].partial_cmp(&logits[*a as usize]).unwrap());
             order.truncate(k);
             prop_assert_eq!(best.iter().map(|(id, _)| *id).collect::<Vec<_>>(), order);
             prop_assert_eq!(sum, merged(spec, &[(0, &logits)]).1);
-            prop_assert_eq!(better, (1..=targets as u32).map(|i| i * n).collect::<Vec<_>>());
+            prop_assert_eq!(num_greater, (1..=targets as u32).map(|i| i * n).collect::<Vec<_>>());
         }
 
         #[test]

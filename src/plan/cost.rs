@@ -1,8 +1,10 @@
 //! A cost model for plans: clocks of the SM (streaming multiprocessor) with the most work, split by the unit
 //! that does it. It is arithmetic, not a measurement, and only ranks plans that all give the same bits.
 
+use super::hopper::{self, Family};
 use super::{Plan, Tile};
 use crate::plan::tile::DeviceLimits;
+use std::cmp::Ordering;
 use std::fmt;
 
 /// What one SM does per clock, by compute capability; from data sheets and public measurements.
@@ -14,7 +16,7 @@ pub struct Rates {
     pub l2: f64,
     /// Bytes of shared memory, read or written.
     pub shared: f64,
-    /// Multiply-adds of 16-bit operands; of int8 ones twice as many.
+    /// Multiply-adds of 16-bit operands. The rate of int8 operands is twice this.
     pub tensor: f64,
     /// Clocks from a copy's issue to its landing, under load.
     pub latency: f64,
@@ -43,9 +45,9 @@ impl Rates {
 /// padding included.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cost {
-    /// Blocks of that SM, and how many of them run at once.
+    /// Blocks of that SM, or tiles of its one block, and how many of them run at once.
     pub blocks: u64,
-    pub resident: u64,
+    pub blocks_per_sm: u64,
     /// Bytes of weights that the whole device reads from memory.
     pub weight_bytes: u64,
     /// Bytes that come through the L2 cache: weights and rows of the SM's blocks.
@@ -102,38 +104,60 @@ impl Clocks {
 }
 
 impl Cost {
+    /// Which of two plans costs less.
+    pub fn compare(&self, other: &Cost) -> Ordering {
+        self.clocks.total().total_cmp(&other.clocks.total())
+    }
+
     pub(super) fn of(plan: &Plan, limits: &DeviceLimits) -> Cost {
         let Plan { precision, shape, tile, stages, .. } = *plan;
         let rates = Rates::of(limits.capability);
-        let processors = limits.processors.max(1) as u64;
-        let all_blocks = u64::from(plan.blocks);
-        let blocks = all_blocks.div_ceil(processors).max(1);
-        let resident = (tile.resident(stages, limits) as u64).clamp(1, blocks);
-        let waves = blocks.div_ceil(resident);
+        let num_sms = limits.num_sms.max(1) as u64;
+        // A step of k is 128 bytes of each weight row, and as many k of each hidden row.
+        let steps = precision.columns(shape.hidden) as u64;
+        let row_bytes = tile.row_bytes * 128 / tile.weight_bytes;
+        let (of_weights, of_rows) = (tile.block_n * 128, tile.block_m * row_bytes);
+        let (blocks, waves, blocks_per_sm, stage_steps, copied, read, least_rows) = match tile.family {
+            // A block a tile. Each warp reads its part of the step.
+            Family::MmaSync => {
+                let blocks = u64::from(plan.blocks).div_ceil(num_sms).max(1);
+                let blocks_per_sm = (tile.blocks_per_sm(stages, limits) as u64).clamp(1, blocks);
+                let (warp_ids, warp_rows) = tile.warp();
+                let read = tile.threads() as usize / 32 * (warp_ids * 128 + warp_rows * row_bytes);
+                (blocks, blocks.div_ceil(blocks_per_sm), blocks_per_sm, 1, of_weights + of_rows, read, 1)
+            }
+            // Tile after tile, with copies of the next during the epilogue. Blocks of a cluster share what
+            // they copy of the weights. Each 64 ids read all rows; 8-bit weights pass through registers. An
+            // instruction takes as long for few rows as for 32, since it reads 64 x 32 bytes of weights.
+            Family::Wgmma => {
+                let (along_ids, along_rows) = tile.cluster_shape();
+                let copied = of_weights / along_rows + of_rows / along_ids;
+                let read = of_weights + tile.block_n / 64 * of_rows;
+                let columns = (tile.weight_bytes / 128) as u64;
+                (hopper::tiles_of_one(&tile, &shape, limits), 1, 1, columns, copied, read, 32)
+            }
+        };
+        let stage = tile.stage_bytes() as u64;
+        let (copied, read) = (copied as u64, (of_weights + of_rows + read) as u64);
+        let epilogue = (Tile::EPILOGUE_PASSES * 4 * tile.block_n * tile.block_m) as u64;
 
-        // A step of k is 128 bytes of each weight row.
-        let steps = (shape.hidden * precision.weight_bytes()).div_ceil(128) as u64;
-        let stage = tile.shared_bytes(1) as u64;
-        let warps = u64::from(tile.threads() / 32);
-        let (warp_ids, warp_rows) = tile.warp();
-        let read = warps * (warp_ids * 128 + warp_rows * tile.row_bytes) as u64;
-        let epilogue = (Tile::EPILOGUE_PASSES * 4 * tile.ids * tile.rows) as u64;
-
-        // Sixteen row tiles over the same ids run next to each other and share one read of the weights.
-        let passes = (shape.rows.div_ceil(tile.rows) as u64).div_ceil(16);
+        let together = tile.cluster_m() * tile.row_tiles_together();
+        let passes = shape.rows.div_ceil(together) as u64;
         let weights = (shape.vocab * shape.hidden * precision.weight_bytes()) as u64;
         // Saturating: on a device with few SMs the largest products are beyond 64 bits.
         let weight_bytes = weights.saturating_mul(passes);
-        let l2_bytes = blocks.saturating_mul(steps * stage);
-        let shared_bytes = blocks.saturating_mul(steps * (stage + read) + epilogue);
-        let products = blocks.saturating_mul((tile.ids * tile.rows * shape.hidden) as u64);
-        let in_flight = resident * (stages as u64).saturating_sub(1).min(steps) * stage;
+        let l2_bytes = blocks.saturating_mul(steps * copied);
+        let shared_bytes = blocks.saturating_mul(steps * read + epilogue);
+        let products =
+            blocks.saturating_mul((tile.block_n * tile.block_m.max(least_rows) * shape.hidden) as u64);
+        let filled = (stages as u64).saturating_sub(1).min(steps.div_ceil(stage_steps));
+        let in_flight = blocks_per_sm * filled * stage;
         let wanted_in_flight = (rates.latency * rates.memory).round() as u64;
 
         let tensor = if precision.multiplies_int8() { 2.0 * rates.tensor } else { rates.tensor };
         let arriving = rates.l2.min(in_flight as f64 / rates.latency);
         let clocks = Clocks {
-            memory: weight_bytes as f64 / (rates.memory * processors as f64),
+            memory: weight_bytes as f64 / (rates.memory * num_sms as f64),
             l2: l2_bytes as f64 / arriving,
             shared: shared_bytes as f64 / rates.shared,
             tensor: products as f64 / tensor,
@@ -141,7 +165,7 @@ impl Cost {
         };
         Cost {
             blocks,
-            resident,
+            blocks_per_sm,
             weight_bytes,
             l2_bytes,
             shared_bytes,
@@ -159,11 +183,11 @@ impl fmt::Display for Cost {
         write!(
             f,
             "{:.0} clocks, bound by {}: memory {memory:.0}, L2 {l2:.0}, shared memory {shared:.0}, tensor cores {tensor:.0}, tail {tail:.0}; \
-             {} blocks a processor, {} at once, {} of {} bytes in flight",
+             {} blocks an SM, {} at once, {} of {} bytes in flight",
             self.clocks.total(),
             self.clocks.bound(),
             self.blocks,
-            self.resident,
+            self.blocks_per_sm,
             self.in_flight,
             self.wanted_in_flight,
         )

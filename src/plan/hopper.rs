@@ -21,9 +21,10 @@
 //! layout: on this device `wgmma` and `mma.sync` of equal k round alike, and both kernels compute a logit as
 //! one chain, k ascending, with the same zeros as padding behind the end of k.
 
-use super::{DeviceLimits, Plan, Precision, RESERVED, Shape, Tile, Workspace, check, tiles};
+use super::{Cost, DeviceLimits, Plan, Precision, RESERVED, Shape, Tile, Workspace, check, tiles};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::params::{LMHEAD_WGMMA_MAX_STAGES, LMHEAD_WGMMA_MIN_STAGES};
 
 /// How weights lie in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,6 +33,16 @@ pub enum WeightLayout {
     Rows,
     /// In packed blocks, for the kernels of this module; `WeightMatrix` in `kernels/params.h` defines them.
     Packed,
+}
+
+impl WeightLayout {
+    /// Its name in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            WeightLayout::Rows => "rows",
+            WeightLayout::Packed => "packed",
+        }
+    }
 }
 
 /// The instructions that a tile's kernel is built on.
@@ -47,8 +58,9 @@ pub enum Family {
 pub const PACKED_IDS: usize = 64;
 pub const COLUMN_BYTES: usize = 128;
 
-/// Fewest and most stages of a ring; must equal those in `kernels/hopper/tile.cuh`.
-pub const RING_STAGES: std::ops::RangeInclusive<usize> = 2..=16;
+/// Fewest and most stages of a ring.
+pub const RING_STAGES: std::ops::RangeInclusive<usize> =
+    LMHEAD_WGMMA_MIN_STAGES as usize..=LMHEAD_WGMMA_MAX_STAGES as usize;
 
 /// Rows of a tile whose logits the epilogue passes through shared memory at once.
 const PART_ROWS: usize = 32;
@@ -57,17 +69,21 @@ const PART_ROWS: usize = 32;
 const LIST_BYTES: usize = 1024;
 
 /// Bytes of shared memory left free on an SM for two blocks that stage rows. They run beside a matmul block
-/// that waits for its rows; each takes 1 KB that the system reserves, and at most 128 bytes of its own.
+/// of up to 64 rows that waits for its rows; each takes 1 KB that the system reserves, and at most 128 bytes
+/// of its own.
 const BESIDE: usize = 2 * (RESERVED + 128);
 
 impl Precision {
-    /// The kernels of this precision for packed weights, smallest tile first; may be empty.
+    /// The kernels of this precision for packed weights, smallest tile first.
     pub const fn packed_tiles(self) -> &'static [Tile] {
         match self {
             Precision::Bf16 => tiles::WGMMA_MATMUL_BF16,
             Precision::F16 => tiles::WGMMA_MATMUL_F16,
             Precision::W8a8(_) => tiles::WGMMA_MATMUL_W8A8,
-            Precision::W8a16(_) | Precision::Fp8(_) => &[],
+            Precision::W8a16(DType::F16) => tiles::WGMMA_MATMUL_W8A16_F16,
+            Precision::W8a16(_) => tiles::WGMMA_MATMUL_W8A16_BF16,
+            Precision::Fp8(DType::F16) => tiles::WGMMA_MATMUL_FP8_F16,
+            Precision::Fp8(_) => tiles::WGMMA_MATMUL_FP8_BF16,
         }
     }
 
@@ -77,22 +93,32 @@ impl Precision {
             Precision::W8a8(DType::F32) => "stage_rows_int8_f32",
             Precision::W8a8(DType::F16) => "stage_rows_int8_f16",
             Precision::W8a8(_) => "stage_rows_int8_bf16",
-            _ => "stage_rows",
+            Precision::W8a16(_) | Precision::Fp8(_) => "stage_rows_interleaved",
+            Precision::Bf16 | Precision::F16 => "stage_rows",
         }
     }
 
-    /// The layout that weights of this precision get on a device: packed where there are kernels for it.
-    pub fn layout(self, limits: &DeviceLimits) -> WeightLayout {
-        if limits.capability == (9, 0) && !self.packed_tiles().is_empty() {
-            WeightLayout::Packed
-        } else {
-            WeightLayout::Rows
-        }
-    }
-
-    /// Columns of 128 bytes of a weight row.
+    /// Columns of a product: 128 bytes of k of a weight row, and as many k of a hidden row.
     pub const fn columns(self, hidden: usize) -> usize {
         (hidden * self.weight_bytes()).div_ceil(COLUMN_BYTES)
+    }
+
+    /// Bytes of a packed weight row: all of its columns.
+    pub const fn packed_row_bytes(self, hidden: usize) -> usize {
+        self.columns(hidden) * COLUMN_BYTES
+    }
+
+    /// Bytes of a hidden row over all columns.
+    const fn staged_row_bytes(self, hidden: usize) -> usize {
+        let element = if self.multiplies_int8() { 1 } else { self.rows().size() };
+        self.packed_row_bytes(hidden) / self.weight_bytes() * element
+    }
+}
+
+impl DeviceLimits {
+    /// The layout that weights get when they are copied to such a device.
+    pub fn layout(&self) -> WeightLayout {
+        if self.capability == (9, 0) { WeightLayout::Packed } else { WeightLayout::Rows }
     }
 }
 
@@ -107,71 +133,91 @@ pub struct StagePlan {
 
 /// Bytes of shared memory of a block.
 pub(super) const fn shared_bytes(tile: &Tile, stages: usize) -> usize {
-    let part_rows = if tile.rows < PART_ROWS { tile.rows } else { PART_ROWS };
-    let warps = tile.ids / 16;
-    let barriers = 16 * *RING_STAGES.end();
-    let before = part_rows * 4 * (tile.ids + 4) + warps * LIST_BYTES + barriers;
+    let part_rows = if tile.block_m < PART_ROWS { tile.block_m } else { PART_ROWS };
+    let (part_ids, barriers) = (tile.epilogue_n(), 16 * *RING_STAGES.end());
+    let before = part_rows * 4 * (part_ids + 4) + part_ids / 16 * LIST_BYTES + barriers;
     before.next_multiple_of(1024) + stages * tile.stage_bytes()
 }
 
-/// Threads of a block: one warpgroup per 64 ids, and the producer. The producer is one warp for tiles of up
-/// to 64 rows; for larger ones a whole warpgroup, so that it can give its registers to the others.
+impl Tile {
+    /// Columns of a stage.
+    const fn columns(&self) -> usize {
+        self.weight_bytes / COLUMN_BYTES
+    }
+}
+
+/// Threads of a block: one warpgroup per 64 ids, but at most two, and the producer. The producer is one warp
+/// for tiles of up to 64 rows; for larger ones a whole warpgroup, so that it can give its registers to the
+/// others.
 pub(super) const fn threads(tile: &Tile) -> u32 {
-    2 * tile.ids as u32 + if tile.rows > 64 { 128 } else { 32 }
+    2 * tile.epilogue_n() as u32 + if tile.block_m > 64 { 128 } else { 32 }
+}
+
+/// Clusters of a launch that has one for each of at least so many tiles: one block per SM.
+fn clusters(tile: &Tile, tiles: u32, limits: &DeviceLimits) -> u32 {
+    let most = (limits.num_sms / tile.cluster()).max(1);
+    tiles.min(u32::try_from(most).unwrap_or(u32::MAX))
+}
+
+/// Tiles of the cluster with the most.
+pub(super) fn tiles_of_one(tile: &Tile, shape: &Shape, limits: &DeviceLimits) -> u64 {
+    let tiles = tile.tiles(shape).unwrap_or(u32::MAX);
+    u64::from(tiles.div_ceil(clusters(tile, tiles, limits)))
 }
 
 /// The most stages that leave room for the blocks that stage rows, but no more than a block fills. At least
 /// two: fewer would not overlap copies with products.
 fn stages(precision: Precision, shape: &Shape, tile: &Tile, limits: &DeviceLimits) -> usize {
-    let tiles = shape.rows.div_ceil(tile.rows).saturating_mul(shape.vocab.div_ceil(tile.ids));
-    let of_a_tile = precision.columns(shape.hidden).div_ceil(tile.row_bytes / COLUMN_BYTES);
-    let filled = tiles.div_ceil(limits.processors.max(1)).saturating_mul(of_a_tile);
-    let room = limits.shared_bytes.min(limits.shared_per_processor.saturating_sub(RESERVED + BESIDE));
+    let of_a_tile = precision.columns(shape.hidden).div_ceil(tile.columns());
+    let filled = (tiles_of_one(tile, shape, limits) as usize).saturating_mul(of_a_tile);
+    // Blocks of 384 threads leave no registers for others.
+    let beside = if tile.block_m > 64 { 0 } else { BESIDE };
+    let room = limits.shared_bytes.min(limits.shared_per_sm.saturating_sub(RESERVED + beside));
     let ring = room.saturating_sub(shared_bytes(tile, 0));
     (ring / tile.stage_bytes()).min(filled).clamp(*RING_STAGES.start(), *RING_STAGES.end())
 }
 
-/// Rows that the workspace has room for. It grows with `rows` alone, not with the chosen tile, so that a
-/// workspace for some number of rows is enough for fewer.
-fn staged_rows(rows: usize) -> usize {
-    if rows > 128 { rows.next_multiple_of(128) } else { rows.next_power_of_two().max(8) }
-}
-
-/// The cost of a tile, least is best: for each column of k, the clocks of the SM with the most tiles, in
-/// eighths.
-///
-/// A tile takes as long as the slowest of three:
-/// - its weights from memory, at an SM's share of 14 bytes a clock (3.2 TB/s over 132 SMs at 1.75 GHz),
-///   divided by the row tiles that share the read;
-/// - its weights and rows from the L2 cache, at 32 bytes a clock;
-/// - its `wgmma` instructions: N / 2 clocks each, but at least the 16 in which 64 x 32 bytes are read.
-///
-/// An eighth of the time of the L2 traffic is added, so that of equal tiles the one with less traffic wins.
-/// The rates are guesses until they are measured on a GPU.
-fn cost(tile: &Tile, shape: &Shape, limits: &DeviceLimits) -> u128 {
-    let (ids, rows) = (tile.ids as u128, tile.rows as u128);
-    let row_tiles = shape.rows.div_ceil(tile.rows) as u128;
-    let tiles = row_tiles * shape.vocab.div_ceil(tile.ids) as u128;
-    let memory = ids * 128 / 14 / row_tiles.min(16);
-    let cache = (ids + rows) * 128 / 32;
-    let math = ids / 64 * 4 * (rows / 2).max(16);
-    tiles.div_ceil(limits.processors.max(1) as u128) * (8 * memory.max(cache).max(math) + cache)
+/// Rows that the workspace has room for: 32, those of the smallest tile that has all, or whole tiles of the
+/// largest. It does not depend on the chosen tile, so that a workspace for some number of rows is enough for
+/// fewer. Of few rows each tile of up to 32 may be the best, since other tiles have more or fewer ids.
+fn staged_rows(precision: Precision, rows: usize) -> usize {
+    let rows = rows.max(32);
+    let sizes = || precision.packed_tiles().iter().map(Tile::cluster_m);
+    let largest = sizes().max().unwrap_or(1);
+    sizes().filter(|&size| size >= rows).min().unwrap_or_else(|| rows.next_multiple_of(largest))
 }
 
 impl Plan {
     /// The best of the candidates for a head whose weights are packed.
     ///
     /// # Errors
-    /// As [`check`]; `Unsupported` for a precision without such kernels.
+    /// As [`check`].
     pub fn packed(precision: Precision, shape: Shape, limits: &DeviceLimits) -> Result<Self> {
-        let tiles = Self::packed_tiles(precision)?;
+        let by_cost = |(_, one): &(Plan, Cost), (_, other): &(Plan, Cost)| one.compare(other);
+        match Self::packed_choices(precision, shape, limits).min_by(by_cost) {
+            Some((plan, _)) => Ok(plan),
+            // No tile fits: the error for the smallest names what is missing.
+            None => {
+                let tile = &precision.packed_tiles()[0];
+                Self::with_packed_tile(precision, shape, tile, *RING_STAGES.start(), limits)
+            }
+        }
+    }
+
+    /// Each tile with as many stages as are useful, largest first, with its cost.
+    pub(super) fn packed_choices(
+        precision: Precision,
+        shape: Shape,
+        limits: &DeviceLimits,
+    ) -> impl Iterator<Item = (Self, Cost)> {
         // No tile has more rows than `staged_rows` makes room for.
-        let narrow = |tile: &&Tile| tile.rows <= staged_rows(shape.rows);
-        let stages = |tile: &Tile| stages(precision, &shape, tile, limits);
-        let fits = |tile: &&Tile| check(precision, &shape, tile, stages(tile), limits).is_ok();
-        let best = tiles.iter().rev().filter(narrow).filter(fits);
-        let tile = best.min_by_key(|tile| cost(tile, &shape, limits)).unwrap_or(&tiles[0]);
-        Self::with_packed_tile(precision, shape, tile, stages(tile), limits)
+        let narrow = move |tile: &&Tile| tile.cluster_m() <= staged_rows(precision, shape.rows);
+        let limits = *limits;
+        precision.packed_tiles().iter().rev().filter(narrow).filter_map(move |tile| {
+            let stages = stages(precision, &shape, tile, &limits);
+            let plan = Self::with_packed_tile(precision, shape, tile, stages, &limits).ok()?;
+            Some((plan, plan.cost(&limits)))
+        })
     }
 
     /// Every tile for packed weights that fits, with the fewest stages and with the most useful ones. All
@@ -182,7 +228,7 @@ impl Plan {
     pub fn packed_candidates(precision: Precision, shape: Shape, limits: &DeviceLimits) -> Result<Vec<Self>> {
         Self::packed(precision, shape, limits)?;
         let mut all = Vec::new();
-        for tile in Self::packed_tiles(precision)? {
+        for tile in precision.packed_tiles() {
             let mut depths = vec![*RING_STAGES.start(), stages(precision, &shape, tile, limits)];
             depths.dedup();
             let with = |stages| Self::with_packed_tile(precision, shape, tile, stages, limits).ok();
@@ -191,19 +237,8 @@ impl Plan {
         Ok(all)
     }
 
-    fn packed_tiles(precision: Precision) -> Result<&'static [Tile]> {
-        match precision.packed_tiles() {
-            [] => Err(Error::unsupported(
-                "kernels for packed weights",
-                "bf16, f16 or w8a8",
-                precision,
-                "keep the weights row behind row",
-            )),
-            tiles => Ok(tiles),
-        }
-    }
-
-    /// The plan with this tile and number of stages: one block per SM, or per tile where tiles are fewer.
+    /// The plan with this tile and number of stages: a block per SM, or a cluster per tile where tiles are
+    /// fewer.
     ///
     /// # Errors
     /// As [`check`].
@@ -215,17 +250,17 @@ impl Plan {
         limits: &DeviceLimits,
     ) -> Result<Self> {
         check(precision, &shape, tile, stages, limits)?;
-        let tiles = tile.blocks(&shape).expect("checked");
-        let blocks = tiles.min(u32::try_from(limits.processors.max(1)).unwrap_or(u32::MAX));
-        let rows = shape.rows.next_multiple_of(tile.rows);
+        let tiles = tile.tiles(&shape).expect("checked");
+        let blocks = clusters(tile, tiles, limits) * tile.cluster() as u32;
+        let rows = shape.rows.next_multiple_of(tile.cluster_m());
         let stage = StagePlan {
             kernel: precision.stager(),
             blocks: rows as u32,
             threads: 256,
             shared_bytes: if matches!(precision, Precision::W8a8(_)) { 32 } else { 0 },
         };
-        let row_pitch = COLUMN_BYTES * precision.columns(shape.hidden);
-        let scales = row_pitch * rows.max(staged_rows(shape.rows));
+        let row_pitch = precision.staged_row_bytes(shape.hidden);
+        let scales = row_pitch * rows.max(staged_rows(precision, shape.rows));
         let bytes = scales + if matches!(precision, Precision::W8a8(_)) { 4 * shape.rows } else { 0 };
         let workspace = Workspace { row_pitch, scales, bytes };
         Ok(Plan {
@@ -269,12 +304,16 @@ mod tests {
     use proptest::prelude::*;
     use proptest::sample::select;
 
-    const PRECISIONS: [Precision; 5] = [
+    const PRECISIONS: [Precision; 9] = [
         Precision::Bf16,
         Precision::F16,
         Precision::W8a8(DType::F32),
         Precision::W8a8(DType::F16),
         Precision::W8a8(DType::Bf16),
+        Precision::W8a16(DType::F16),
+        Precision::W8a16(DType::Bf16),
+        Precision::Fp8(DType::F16),
+        Precision::Fp8(DType::Bf16),
     ];
 
     fn chosen(precision: Precision, rows: usize, vocab: usize) -> (&'static str, u32, usize) {
@@ -292,33 +331,53 @@ mod tests {
             (28, 129_280, ("wgmma_matmul_bf16_128x32", 132, 4)),
             (64, 129_280, ("wgmma_matmul_bf16_128x64", 132, 4)),
             (100, 129_280, ("wgmma_matmul_bf16_128x128", 132, 6)),
-            (256, 129_280, ("wgmma_matmul_bf16_128x128", 132, 6)),
+            (256, 129_280, ("wgmma_matmul_bf16_256x128", 132, 4)),
             // A sixteenth of the vocabulary: tiles of 128 ids would leave half of the SMs without work.
             (28, 8128, ("wgmma_matmul_bf16_64x32", 127, 4)),
             (64, 8128, ("wgmma_matmul_bf16_64x64", 127, 6)),
         ] {
             assert_eq!(chosen(bf16, rows, vocab), wanted, "{rows} rows, {vocab} ids");
         }
-        assert_eq!(chosen(Precision::W8a8(DType::Bf16), 28, 129_280).0, "wgmma_matmul_w8a8_128x32");
+        for (precision, wanted) in [
+            (Precision::W8a8(DType::Bf16), "wgmma_matmul_w8a8_128x32"),
+            (Precision::W8a16(DType::Bf16), "wgmma_matmul_w8a16_bf16_128x32"),
+            (Precision::Fp8(DType::F16), "wgmma_matmul_fp8_f16_128x32"),
+        ] {
+            assert_eq!(chosen(precision, 28, 129_280).0, wanted);
+        }
     }
 
     #[test]
     fn only_the_device_that_has_wgmma_takes_them() {
         let shape = Shape { rows: 3, vocab: 100, hidden: 64 };
         for limits in [DeviceLimits::A100, DeviceLimits { capability: (10, 0), ..DeviceLimits::H100 }] {
-            assert_eq!(Precision::Bf16.layout(&limits), WeightLayout::Rows);
+            assert_eq!(limits.layout(), WeightLayout::Rows);
             let error = Plan::packed(Precision::Bf16, shape, &limits).expect_err("no kernel").to_string();
             assert!(error.contains("wanted compute capability 9.0, got "), "{error}");
         }
         let limits = DeviceLimits::H100;
-        assert_eq!(Precision::Bf16.layout(&limits), WeightLayout::Packed);
-        assert_eq!(Precision::Fp8(DType::Bf16).layout(&limits), WeightLayout::Rows);
-        let error = Plan::packed(Precision::Fp8(DType::Bf16), shape, &limits).expect_err("no kernel");
-        assert!(error.to_string().contains("wanted bf16, f16 or w8a8"), "{error}");
+        assert_eq!(limits.layout(), WeightLayout::Packed);
         let tile = &Precision::Bf16.packed_tiles()[0];
         for stages in [1, 17] {
             let plan = Plan::with_packed_tile(Precision::Bf16, shape, tile, stages, &limits);
             assert!(plan.expect_err("no ring").to_string().contains("wanted 2 to 16 stages"));
+        }
+    }
+
+    /// Else fewer rows could be computed as more.
+    #[test]
+    fn more_rows_cost_no_less() {
+        let limits = DeviceLimits::H100;
+        for (precision, vocab) in PRECISIONS.into_iter().flat_map(|p| [129_280, 16_192, 8128].map(|n| (p, n)))
+        {
+            let mut before = 0.0;
+            for rows in 1..700 {
+                let shape = Shape { rows, vocab, hidden: 7168 };
+                let plan = Plan::packed(precision, shape, &limits).expect("a plan");
+                let clocks = plan.cost(&limits).clocks.total();
+                assert!(before <= clocks, "{rows} rows by {vocab} ids, {before} clocks for fewer: {plan}");
+                before = clocks;
+            }
         }
     }
 
@@ -329,9 +388,9 @@ mod tests {
             rows in prop_oneof![1usize..300, 1usize..1 << 20],
             vocab in 1usize..300_000,
             hidden in 1usize..20_000,
-            processors in 1usize..300,
+            num_sms in 1usize..300,
         ) {
-            let limits = DeviceLimits { processors, ..DeviceLimits::H100 };
+            let limits = DeviceLimits { num_sms, ..DeviceLimits::H100 };
             let shape = Shape { rows, vocab, hidden };
             let all = Plan::packed_candidates(precision, shape, &limits).expect("plans");
             let best = Plan::packed(precision, shape, &limits).expect("a plan");
@@ -340,15 +399,20 @@ mod tests {
             prop_assert!((tiles..=2 * tiles).contains(&all.len()));
             for plan in &all {
                 prop_assert_eq!(check(precision, &shape, &plan.tile, plan.stages, &limits), Ok(()));
-                prop_assert!(plan.blocks as usize <= processors && plan.blocks > 0);
+                let cluster = plan.tile.cluster();
+                prop_assert!(plan.blocks as usize <= num_sms.max(cluster) && plan.blocks > 0);
+                prop_assert!((plan.blocks as usize).is_multiple_of(cluster));
                 // No ring has more stages than its block fills.
-                let tiles = rows.div_ceil(plan.tile.rows) * vocab.div_ceil(plan.tile.ids);
-                let of_a_tile = precision.columns(hidden).div_ceil(plan.tile.row_bytes / COLUMN_BYTES);
-                let filled = tiles.div_ceil(plan.blocks as usize) * of_a_tile;
+                let cluster_rows = plan.tile.cluster_m();
+                let tiles = plan.tile.tiles(&shape).expect("few") as usize;
+                let of_a_tile = precision.columns(hidden).div_ceil(plan.tile.columns());
+                let filled = tiles.div_ceil(plan.blocks as usize / cluster) * of_a_tile;
                 prop_assert!(plan.stages <= filled.max(*RING_STAGES.start()));
                 let stage = plan.stage.expect("rows are staged");
-                prop_assert_eq!(stage.blocks as usize, rows.next_multiple_of(plan.tile.rows));
+                prop_assert_eq!(stage.blocks as usize, rows.next_multiple_of(cluster_rows));
                 prop_assert!(plan.workspace.scales >= stage.blocks as usize * plan.workspace.row_pitch);
+                let element = if precision.multiplies_int8() { 1 } else { precision.rows().size() };
+                prop_assert!(plan.workspace.row_pitch >= hidden * element);
             }
             // A workspace for some number of rows is enough for fewer.
             if rows > 1 {

@@ -17,7 +17,7 @@ const PRECISIONS: [Precision; 8] = [
 
 fn rows_of(rows: usize) -> usize {
     let shape = Shape { rows, vocab: 129_280, hidden: 7168 };
-    Plan::new(Precision::Bf16, shape, &DeviceLimits::H100).expect("a plan").tile.rows
+    Plan::new(Precision::Bf16, shape, &DeviceLimits::H100).expect("a plan").tile.block_m
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn chosen(
 }
 
 #[test]
-fn narrow_shards_fill_the_processors() {
+fn narrow_shards_fill_the_sms() {
     let (h100, bf16) = (&DeviceLimits::H100, Precision::Bf16);
     // A sixteenth of 129280 ids: tiles of 128 would leave half of the 132 SMs without work.
     assert_eq!(chosen(bf16, 28, 8128, h100), ("gather_matmul_bf16_64x32", 127, 16));
@@ -60,9 +60,13 @@ fn fewer_stages_where_that_lets_two_blocks_live() {
     // If each SM has only one block, that block gets more stages.
     assert_eq!(chosen(bf16, 64, 100 * 128, a100), ("gather_matmul_bf16_128x64", 100, 6));
     // 100 KB hold two blocks of 64 x 64 with three stages, but never two of 128 ids.
-    let of = |ids, rows, stages| {
-        let tile = bf16.tiles().iter().find(|tile| (tile.ids, tile.rows) == (ids, rows)).expect("a tile");
-        tile.resident(stages, l40s)
+    let of = |block_n, block_m, stages| {
+        let tile = bf16
+            .tiles()
+            .iter()
+            .find(|tile| (tile.block_n, tile.block_m) == (block_n, block_m))
+            .expect("a tile");
+        tile.blocks_per_sm(stages, l40s)
     };
     assert_eq!(
         [of(64, 64, 3), of(64, 64, 4), of(64, 32, 4), of(128, 8, 3), of(128, 128, 4)],
@@ -89,14 +93,17 @@ fn stages_are_as_many_as_fit_and_as_there_are_steps() {
 fn costs_are_counted_by_where_the_work_is() {
     let (precision, limits) = (Precision::Bf16, DeviceLimits::H100);
     let shape = Shape { rows: 256, vocab: 132 * 128, hidden: 640 };
-    let cost = |rows, stages| {
-        let tile =
-            precision.tiles().iter().find(|tile| (tile.ids, tile.rows) == (128, rows)).expect("a tile");
+    let cost = |block_m, stages| {
+        let tile = precision
+            .tiles()
+            .iter()
+            .find(|tile| (tile.block_n, tile.block_m) == (128, block_m))
+            .expect("a tile");
         Plan::with_tile(precision, shape, tile, stages, &limits).expect("a plan").cost(&limits)
     };
     let (large, small) = (cost(128, 3), cost(64, 4));
     // Ten steps of k of 64. Two and four row tiles share one read of the weights.
-    assert_eq!([large.blocks, small.blocks, large.resident, small.resident], [2, 4, 2, 2]);
+    assert_eq!([large.blocks, small.blocks, large.blocks_per_sm, small.blocks_per_sm], [2, 4, 2, 2]);
     assert_eq!([large.weight_bytes, small.weight_bytes], [2 * 132 * 128 * 640; 2]);
     assert_eq!([large.products, small.products], [128 * 256 * 640; 2]);
     assert_eq!([large.l2_bytes, small.l2_bytes], [2 * 10 * 256 * 128, 4 * 10 * 192 * 128]);
@@ -117,6 +124,35 @@ fn costs_are_counted_by_where_the_work_is() {
 }
 
 #[test]
+fn clusters_share_what_they_copy() {
+    let (precision, limits) = (Precision::Bf16, DeviceLimits { num_sms: 4, ..DeviceLimits::H100 });
+    let shape = Shape { rows: 300, vocab: 1000, hidden: 256 };
+    let cost = |block_n| {
+        let mut tiles = precision.packed_tiles().iter();
+        let tile = tiles.find(|tile| (tile.block_n, tile.block_m) == (block_n, 128)).expect("a tile");
+        Plan::with_packed_tile(precision, shape, tile, 3, &limits).expect("a plan").cost(&limits)
+    };
+    let (small, large) = (cost(128), cost(256));
+    // Two clusters share 4 x 3 tiles of 256 x 128, and 4 x 2 of 256 x 256.
+    assert_eq!([small.blocks, large.blocks], [6, 4]);
+    // Four columns of k of 64, 128 bytes each: 128 ids and half of the rows, half of 256 ids and all rows.
+    let column = 128;
+    assert_eq!(small.l2_bytes, 6 * 4 * (128 + 64) * column);
+    assert_eq!(large.l2_bytes, 4 * 4 * (128 + 128) * column);
+    // Written by copies; read: each id once, the rows by each 64 ids.
+    let logits = |ids: u64| 2 * 4 * ids * 128;
+    assert_eq!(small.shared_bytes, 6 * (4 * (128 + 128 + 128 + 2 * 128) * column + logits(128)));
+    assert_eq!(large.shared_bytes, 4 * (4 * (256 + 128 + 256 + 4 * 128) * column + logits(256)));
+    assert_eq!([small.products, large.products], [6 * 128 * 128 * 256, 4 * 256 * 128 * 256]);
+    // Two stages of a column each ahead of the one that is read.
+    assert_eq!([small.in_flight, large.in_flight], [2 * 256 * column, 2 * 384 * column]);
+    // Of one row, an instruction takes as long as of 32.
+    let one = Plan::packed(precision, Shape { rows: 1, ..shape }, &limits).expect("a plan");
+    assert_eq!((one.tile.block_n, one.tile.block_m), (64, 8));
+    assert_eq!(one.cost(&limits).products, 4 * 64 * 32 * 256);
+}
+
+#[test]
 fn too_few_bytes_in_flight_cost_time() {
     let (precision, limits) = (Precision::Bf16, DeviceLimits::H100);
     let shape = Shape { rows: 1, vocab: 132 * 64, hidden: 7168 };
@@ -132,13 +168,21 @@ fn plans_are_ranked_with_the_chosen_one_first() {
     for precision in PRECISIONS {
         for rows in [1, 28, 200, 4096] {
             let shape = Shape { rows, vocab: 16_192, hidden: 4096 };
-            let ranked = Plan::ranked(precision, shape, &DeviceLimits::A100).expect("plans");
+            let ranked =
+                Plan::ranked(WeightLayout::Rows, precision, shape, &DeviceLimits::A100).expect("plans");
             assert_eq!(ranked[0].0, Plan::new(precision, shape, &DeviceLimits::A100).expect("a plan"));
             assert!(ranked.is_sorted_by(|one, other| one.1.clocks.total() <= other.1.clocks.total()));
             let mut kernels: Vec<_> = ranked.iter().map(|(plan, _)| plan.tile.kernel).collect();
             kernels.sort_unstable();
             kernels.dedup();
             assert_eq!((kernels.len(), ranked.len()), (precision.tiles().len(), precision.tiles().len()));
+
+            let (layout, limits) = (WeightLayout::Packed, DeviceLimits::H100);
+            let ranked = Plan::ranked(layout, precision, shape, &limits).expect("plans");
+            assert_eq!(ranked[0].0, Plan::packed(precision, shape, &limits).expect("a plan"));
+            assert!(ranked.is_sorted_by(|one, other| one.1.clocks.total() <= other.1.clocks.total()));
+            // Tiles of more rows than there is a workspace for are left out.
+            assert!(rows < 200 || ranked.len() == precision.packed_tiles().len());
         }
     }
 }
@@ -175,12 +219,12 @@ fn a_consumer_chip_is_not_counted_as_a_data_centre_chip() {
 fn devices() -> impl Strategy<Value = DeviceLimits> {
     let known = select(vec![DeviceLimits::H100, DeviceLimits::A100, DeviceLimits::L40S]);
     let any = (8u32..13, 0u32..10, 1usize..300, 0usize..300_000, 0usize..300_000).prop_map(
-        |(major, minor, processors, shared_bytes, more)| DeviceLimits {
+        |(major, minor, num_sms, shared_bytes, more)| DeviceLimits {
             capability: (major, minor),
-            processors,
+            num_sms,
             shared_bytes,
             // 0 or 1 is what stands here where the driver does not report it.
-            shared_per_processor: if more < 100_000 { more % 2 } else { shared_bytes + more },
+            shared_per_sm: if more < 100_000 { more % 2 } else { shared_bytes + more },
         },
     );
     prop_oneof![known, any]
@@ -213,9 +257,9 @@ proptest! {
         for plan in &all {
             prop_assert_eq!(check(precision, &shape, &plan.tile, plan.stages, &limits), Ok(()));
             prop_assert!(plan.shared_bytes() <= limits.shared_bytes && plan.blocks <= i32::MAX as u32);
-            let whole = plan.blocks as usize * plan.tile.rows * plan.tile.ids;
+            let whole = plan.blocks as usize * plan.tile.block_m * plan.tile.block_n;
             prop_assert!(whole >= shape.rows * shape.vocab);
-            prop_assert!(plan.tile.resident(plan.stages, &limits) >= 1);
+            prop_assert!(plan.tile.blocks_per_sm(plan.stages, &limits) >= 1);
             prop_assert_eq!((plan.workspace, plan.quantize), (best.workspace, best.quantize));
             let clocks = |of: &Plan| of.cost(&limits).clocks.total();
             prop_assert!(clocks(&best) <= clocks(plan), "{best}: {plan}");
@@ -223,7 +267,7 @@ proptest! {
         }
         // With `most_rows` rows every tile's blocks can still be counted.
         let most = Shape { rows: most_rows(shape.vocab), ..shape };
-        prop_assert!(precision.tiles().iter().all(|tile| tile.blocks(&most).is_some()));
+        prop_assert!(precision.tiles().iter().all(|tile| tile.tiles(&most).is_some()));
     }
 }
 

@@ -16,7 +16,7 @@ pub fn adjust_row(
     vocab_size: usize,
 ) {
     let place = |id: i64| ids.binary_search(&(id as usize)).ok();
-    if let Some(a) = &adjustments.additions {
+    if let Some(a) = &adjustments.logit_bias {
         for at in a.offsets[row]..a.offsets[row + 1] {
             if let Some(i) = place(a.ids[at]) {
                 add(&mut truths[i], f64::from(a.values[at]), 0.0);
@@ -81,7 +81,7 @@ fn repeat(truth: &mut Truth, r: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adjust::{Additions, Counts, Penalties, ShardAdjustments};
+    use crate::adjust::{Counts, LogitBias, Penalties, ShardAdjustments};
     use proptest::prelude::*;
 
     proptest! {
@@ -99,7 +99,7 @@ mod tests {
             let in_prompt: Vec<bool> = counted.values().map(|c| c.1).collect();
             let adjustments = Adjustments {
                 allowed: Some(&mask),
-                additions: Some(Additions { offsets: &[0, ids.len()], ids: &ids, values: &values }),
+                logit_bias: Some(LogitBias { offsets: &[0, ids.len()], ids: &ids, values: &values }),
                 penalties: Some(Penalties {
                     repetition: &[penalty.0], frequency: &[penalty.1], presence: &[penalty.2],
                     counts: Counts {

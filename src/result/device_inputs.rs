@@ -21,7 +21,7 @@ pub struct DeviceInputs<'a> {
     pub sampling: Option<SamplingSpans<'a>>,
     /// i32 or u32 `[rows, ceil(vocab_size / 32)]`: as [`Adjustments::allowed`](crate::Adjustments::allowed).
     pub allowed: Option<Span<'a>>,
-    pub additions: Option<AdditionSpans<'a>>,
+    pub logit_bias: Option<LogitBiasSpans<'a>>,
     pub penalties: Option<PenaltySpans<'a>>,
 }
 
@@ -43,9 +43,9 @@ pub struct SamplingSpans<'a> {
     pub min_p: Option<Span<'a>>,
 }
 
-/// Values added to single logits, by row (CSR), as [`Additions`](crate::adjust::Additions).
+/// Values added to single logits, by row (CSR), as [`LogitBias`](crate::adjust::LogitBias).
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdditionSpans<'a> {
+pub struct LogitBiasSpans<'a> {
     /// i64 `[rows + 1]`: row i has entries `offsets[i]..offsets[i + 1]`.
     pub offsets: Span<'a>,
     /// i64 `[entries]`. `entries` is what fits the span, which may be more than the last offset.
@@ -122,7 +122,7 @@ impl<'a> DeviceInputs<'a> {
 
     /// Whether there are adjustments.
     pub fn is_adjusted(&self) -> bool {
-        self.allowed.is_some() || self.additions.is_some() || self.penalties.is_some()
+        self.allowed.is_some() || self.logit_bias.is_some() || self.penalties.is_some()
     }
 
     /// Checks memory, alignment and length of all spans, for `rows` rows with `targets` targets each.
@@ -142,9 +142,9 @@ impl<'a> DeviceInputs<'a> {
         if let Some(span) = self.allowed {
             wanted.elements("allowed in device memory", span, (rows, vocab_size.div_ceil(32)), 4)?;
         }
-        if let Some(AdditionSpans { offsets, ids, values }) = self.additions {
+        if let Some(LogitBiasSpans { offsets, ids, values }) = self.logit_bias {
             let arrays = [("ids", ids, 8), ("values", values, 4)];
-            wanted.entries("additions in device memory", offsets, &arrays)?;
+            wanted.entries("logit_bias in device memory", offsets, &arrays)?;
         }
         if let Some(penalties) = &self.penalties {
             let PenaltySpans { repetition, frequency, presence, offsets, ids, counts, in_prompt } =
@@ -178,7 +178,7 @@ impl<'a> DeviceInputs<'a> {
         let offsets = |span: Span<'a>| span.part(range.start * 8..(range.end + 1) * 8);
         DeviceInputs {
             allowed: self.allowed.map(|span| rows(span, 4 * vocab_size.div_ceil(32))),
-            additions: self.additions.map(|of| AdditionSpans { offsets: offsets(of.offsets), ..of }),
+            logit_bias: self.logit_bias.map(|of| LogitBiasSpans { offsets: offsets(of.offsets), ..of }),
             penalties: self.penalties.map(|of| PenaltySpans {
                 repetition: each(of.repetition),
                 frequency: each(of.frequency),
@@ -193,13 +193,13 @@ impl<'a> DeviceInputs<'a> {
     /// All spans that are present; each may be empty.
     pub(crate) fn spans(&self) -> impl Iterator<Item = Span<'a>> {
         let sampling = self.sampling.unwrap_or_default().arrays().map(|(_, span, _)| span);
-        let additions = self.additions.map(|of| [of.offsets, of.ids, of.values]).into_iter().flatten();
+        let logit_bias = self.logit_bias.map(|of| [of.offsets, of.ids, of.values]).into_iter().flatten();
         let penalties = self.penalties.into_iter().flat_map(|of| {
             let arrays = [of.offsets, of.ids, of.counts, of.in_prompt].map(Some);
             arrays.into_iter().chain([of.repetition, of.frequency, of.presence]).flatten()
         });
         let whole = [self.targets, self.allowed].into_iter().chain(sampling).flatten();
-        whole.chain(additions).chain(penalties)
+        whole.chain(logit_bias).chain(penalties)
     }
 }
 

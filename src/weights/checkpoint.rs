@@ -2,12 +2,11 @@
 
 use super::HeadShard;
 use super::folder::Tensors;
-use super::gguf;
 use super::hf_config::{self, Activations};
 use super::int8_file;
 use super::load::{self, Progress};
 use super::safetensors_file::{Tensor, integers};
-use super::stored::{self, Format, StoredHead};
+use super::stored::{self, Format, StoredHead, gguf};
 use super::widened::Loaded;
 use crate::config::model_rules::{ANY, Names};
 use crate::config::{HeadConfig, ModelConfig, Quantization, Settings};

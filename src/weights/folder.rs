@@ -1,7 +1,7 @@
 //! Which file of a checkpoint holds which tensor: one file, or a Hugging Face folder of them.
 
-use super::gguf;
 use super::safetensors_file::{SafetensorsFile, Tensor, absent};
+use super::stored::gguf;
 use crate::config::python_json;
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -35,7 +35,7 @@ pub struct DeviceMatrix<'a> {
     pub data: Span<'a>,
     pub dtype: DType,
     /// Row-major, which every device takes; or packed, which only those devices take that would pack weights
-    /// of this type themselves ([`Precision::layout`](crate::plan::Precision::layout)): as
+    /// of this type themselves ([`DeviceLimits::layout`](crate::plan::DeviceLimits::layout)): as
     /// [`pack_weights`](crate::backend::device::hopper::pack_weights) writes them, with zeros behind the end
     /// of k and copies of the last id behind it.
     pub layout: WeightLayout,

@@ -1,6 +1,6 @@
 //! One `.safetensors` file, memory-mapped. Its header is checked in full before any tensor is read.
 
-use super::gguf;
+use super::stored::gguf;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use memmap2::Mmap;
@@ -66,7 +66,7 @@ impl Stamp {
 pub(super) struct Header {
     pub tensors: BTreeMap<String, TensorInfo>,
     pub metadata: BTreeMap<String, String>,
-    /// For GGUF files only, which this module opens for [`super::gguf`].
+    /// For GGUF files only, which this module opens for [`gguf`].
     pub gguf: Option<gguf::About>,
 }
 

@@ -1,10 +1,15 @@
 //! Recognises how a head is stored: in which format, and which tensors belong to it. Formats that this crate
 //! does not read are refused by name.
 
+mod fp8;
+pub(super) mod gguf;
+mod gptq;
+mod nvfp4;
+mod packed;
+
 use super::folder::Tensors;
 use super::safetensors_file::{Tensor, float_dtype, integers};
 use super::widened::Widened;
-use super::{fp8, gguf, gptq, nvfp4, packed};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use safetensors::Dtype;
@@ -68,13 +73,13 @@ impl Format {
     }
 }
 
-/// The formats that have a source file of their own. Each looks for its own tensors and ignores others.
+/// The formats of the modules above. Each looks for its own tensors and ignores others.
 const FORMATS: [Recognise; 5] =
     [gguf::recognise, gptq::recognise, nvfp4::recognise, packed::recognise, fp8::recognise];
 type Recognise = fn(&mut Tensors, &Named<'_>) -> Result<Option<Found>>;
 
 /// The names under which a head is looked for.
-pub(super) struct Named<'a> {
+struct Named<'a> {
     /// The name that the tensor of its weight would have if it were stored unquantised.
     pub name: &'a str,
     /// `name` without `.weight`.
@@ -98,7 +103,7 @@ impl Named<'_> {
 }
 
 /// A head that was recognised as one of the formats.
-pub(super) struct Found {
+struct Found {
     pub weight: Tensor,
     /// The other tensors that the head is read from.
     pub beside: Vec<Tensor>,

@@ -1,6 +1,5 @@
-/* A program of an engine's own: links, runs a step, and gets a sentence for a mistake. With OTHER_RUST it
- * also calls another Rust library, in which a panic is caught. With an argument it computes on GPU 0. C99 to
- * C++20. */
+/* An engine's program: it links, runs a step, and gets a message for a mistake. With OTHER_RUST it also calls
+ * another Rust library, in which a panic is caught. With an argument it computes on GPU 0. C99 to C++20. */
 #include <lmhead.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-/* lmhead_dlpack.h with as much of DLPack as it needs: which tensors are taken. */
+/* lmhead_dlpack.h, with the part of DLPack that it needs: which tensors it accepts. */
 #include <stdint.h>
 #include <stdio.h>
 

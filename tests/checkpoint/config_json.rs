@@ -19,8 +19,8 @@ fn tied_embeddings_in_every_combination() {
     let lookalike = vec![("model.xembed_tokens.weight", embedding.clone())];
     let differs = "differs from model.embed_tokens.weight; the stored head is used, as transformers 5 does";
     let asked = "lm_head.weight is stored and differs from model.embed_tokens.weight; the embedding is used, as asked";
-    // (tensors, config.json's word, settings' word) -> the tensor used and how many warnings, or the error's
-    // words
+    // (tensors, config.json's value, the settings' value) -> the tensor used and a word of its warning, or
+    // words of the error
     type Outcome = Result<(&'static str, Option<&'static str>), &'static str>;
     type Case<'a> = (&'a [(&'a str, T)], Option<bool>, Option<bool>, Outcome);
     let table: Vec<Case> = vec![

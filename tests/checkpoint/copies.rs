@@ -1,4 +1,4 @@
-//! Loading by copy and as another type, and files that others write to while they are open.
+//! Loading by copy, loading as another type, and files that other programs write to while they are open.
 
 use crate::files::*;
 use lmhead::backend::cpu::CpuBackend;
@@ -61,7 +61,7 @@ fn a_copy_has_the_weights_of_the_mapping_and_leaves_the_file() {
     }
 }
 
-/// `head_dtype = f32`: the exact values of the stored type, by shards of any cut, and nothing else.
+/// `head_dtype = f32`: the exact values of the stored type in shards of any cut; other types are refused.
 #[test]
 fn a_16_bit_head_is_widened_where_that_is_asked() {
     let floats = exact_values(ROWS, HIDDEN);
@@ -88,7 +88,7 @@ fn a_16_bit_head_is_widened_where_that_is_asked() {
         let wanted = "head_dtype: wanted nothing beside w8a8, got f32";
         assert!(refused(DType::F32, Quantization::W8a8).starts_with(wanted));
 
-        // The configuration says it, too, and a shard that was loaded without it is refused.
+        // The configuration carries the setting, too: a shard that was loaded without it is refused.
         let settings = Settings { head_dtype: Some(DType::F32), ..Settings::default() };
         let config = HeadConfig::resolve(&settings, &checkpoint.model_config(), Quantization::None).unwrap();
         let group = HeadGroup::data_parallel(1, 0).unwrap();
@@ -112,7 +112,7 @@ fn shorten(path: &Path) {
     File::options().write(true).open(path).unwrap().set_len(20_000).unwrap();
 }
 
-/// Where the mapping would be a SIGBUS.
+/// The mapping would raise SIGBUS here.
 #[cfg(unix)]
 #[test]
 fn a_file_that_is_shortened_before_it_is_copied_is_an_error() {
@@ -147,14 +147,14 @@ fn a_write_is_noticed_and_a_rename_is_none() {
     assert_eq!(file.check_unchanged(), Ok(()), "the open file is the old one");
     folder.write("head", &bytes);
     let file = SafetensorsFile::open(&path).unwrap();
-    // The clock of a file system has a step.
+    // Wait for the file system's clock to advance.
     std::thread::sleep(std::time::Duration::from_millis(30));
     std::fs::write(&path, &bytes).unwrap();
     assert_words(&file.check_unchanged().unwrap_err(), &["head: was written to", "a later one", "rename"]);
     assert_eq!(checkpoint.check_unchanged(), Ok(()));
 }
 
-/// Every way to read, widen and quantise keeps to its threads, and their number changes no weight.
+/// Every way to read, widen and quantise uses at most its threads, and their number changes no weight.
 #[test]
 fn as_many_threads_load_as_are_asked_for() {
     for (tensors, ways) in heads() {
@@ -168,7 +168,7 @@ fn as_many_threads_load_as_are_asked_for() {
             let options = LoadOptions { quantization, head_dtype, copy, ..LoadOptions::default() };
             let whole = checkpoint.shard(0..ROWS, ROWS, &options).unwrap();
             for threads in [1, 3] {
-                // Of every thread that tells of its progress, the caller's own included.
+                // The threads that report progress, the caller's own included.
                 let seen = Mutex::new(HashSet::new());
                 let progress = |_, _| {
                     seen.lock().unwrap().insert(std::thread::current().id());
@@ -184,7 +184,7 @@ fn as_many_threads_load_as_are_asked_for() {
     }
 }
 
-/// The first task on each thread waits until all threads have one: so many there are.
+/// The first task on each thread waits until all threads have one, which takes that many threads.
 #[test]
 fn all_the_threads_of_a_load_load() {
     const THREADS: usize = 3;

@@ -96,7 +96,7 @@ fn every_refused_header_with_its_message() {
     assert_words(&SafetensorsFile::open("/dev/null").unwrap_err(), &["wanted a regular file"]);
 }
 
-/// What people pass in place of safetensors: each is recognised, and the remedy is named.
+/// Files that people pass in place of safetensors: each format is recognised, and the error says what to do.
 #[test]
 fn other_formats_are_named() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5368709120\n";
@@ -121,7 +121,7 @@ fn other_formats_are_named() {
         let error = SafetensorsFile::open(folder.write("w.safetensors", bytes)).unwrap_err();
         assert_words(&error, &["w.safetensors: ", what, fix]);
     }
-    // A length that begins like a gzip archive, before a header.
+    // A length whose first bytes are those of a gzip archive, and a header of that length.
     let header = format!("{{{}}}", " ".repeat(0x088b1f - 2));
     let file = raw_file(&header, &[], 0x088b1f % 8);
     assert!(file.starts_with(&[0x1f, 0x8b, 0x08]));
@@ -151,7 +151,7 @@ fn odd_metadata_is_told_as_that() {
     }
 }
 
-/// Opens a file and, where that is possible, loads everything in it that could be a head.
+/// Opens a file and, where that succeeds, loads every tensor that could be a head.
 fn exercise(path: &Path) {
     let Ok(file) = SafetensorsFile::open(path) else { return };
     for name in file.names() {

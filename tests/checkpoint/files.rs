@@ -1,4 +1,4 @@
-//! Files on disk, written byte by byte; naive decoding of what they hold.
+//! Test files written byte by byte, and a naive decoding of their tensors.
 
 use half::{bf16, f16};
 use lmhead::config::Quantization;
@@ -63,7 +63,7 @@ pub fn raw_file(header: &str, data: &[u8], skew: usize) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], &header, data].concat()
 }
 
-/// A folder that goes when the test ends.
+/// A folder that is removed when dropped.
 pub struct Folder(tempfile::TempDir);
 
 impl Folder {
@@ -95,7 +95,7 @@ impl Folder {
     }
 }
 
-/// `[rows][columns]` of made-up values that every float type of the tests holds exactly.
+/// `[rows][columns]` of values that every float type of the tests holds exactly.
 pub fn exact_values(rows: usize, columns: usize) -> Vec<f32> {
     (0..rows * columns).map(|i| ((i * 37 + i / 7) % 255) as f32 / 16.0 - 7.75).collect()
 }
@@ -150,7 +150,7 @@ pub fn config(vocab: usize, hidden: usize, more: &str) -> String {
     format!(r#"{{"vocab_size": {vocab}, "hidden_size": {hidden}{more}}}"#)
 }
 
-/// Every word of the message, in this order.
+/// Asserts that the message has these words in this order.
 pub fn assert_words(error: &Error, words: &[&str]) {
     let text = error.to_string();
     let mut rest = text.as_str();

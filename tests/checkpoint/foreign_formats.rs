@@ -10,10 +10,10 @@ use lmhead::quantize::quantize_row;
 use lmhead::weights::{Checkpoint, HeadShard, LoadOptions, SafetensorsFile};
 use std::path::{Path, PathBuf};
 
-/// Largest error of f32 sums, as a part of the logits' root mean square.
+/// Largest error of f32 sums, as a fraction of the logits' root mean square.
 const OF_RMS: f64 = 2e-5;
 
-/// Name, type of the loaded weights, and what the report says of them.
+/// Name, type of the loaded weights, and their description in reports.
 const SAMPLES: [(&str, DType, &str); 15] = [
     ("fp8_rows", DType::E4m3, "FP8 E4M3 with a scale per row"),
     ("fp8_tensor", DType::E4m3, "FP8 E4M3 with one scale"),
@@ -88,7 +88,7 @@ fn the_logits_of_each_format_are_those_of_its_own_package() {
                     let (want, got) =
                         (logits[row * vocab + id], w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>());
                     let size: f64 = w.iter().zip(x).map(|(w, x)| (w * x).abs()).sum();
-                    // Rounding to bf16 moves a weight by half of its last place at most.
+                    // Rounding to bf16 changes a weight by at most half a unit in its last place.
                     let rounding = if exact { 0.0 } else { size * 2f64.powi(-8) };
                     let allowed = OF_RMS * rms + rounding;
                     assert!(
@@ -111,7 +111,7 @@ fn shards_are_parts_of_the_whole() {
         for options in
             [LoadOptions::default(), LoadOptions { copy: true, threads: Some(2), ..LoadOptions::default() }]
         {
-            // Vocabularies of other sizes have other cuts, some within a word of packed zero points.
+            // Vocabularies of other sizes are cut elsewhere, some within a word of packed zero points.
             for (of, shards) in [(vocab, 1), (vocab, 2), (vocab, 3)] {
                 for index in 0..shards {
                     let range = shard_range(of, shards, index);
@@ -162,7 +162,7 @@ fn widened_heads_can_be_quantised_at_load_and_fp8_stays() {
     }
 }
 
-/// A folder of three rows with these tensors, and `quantization_config` as it says.
+/// The error for a folder of three rows with these tensors and `more` in config.json.
 fn refusal(tensors: &[(&str, T)], hidden: usize, more: &str) -> Error {
     let folder = Folder::model(&config(3, hidden, more), tensors);
     let shard = folder.open().and_then(|c| c.shard(0..3, 3, &LoadOptions::default()));
@@ -331,7 +331,7 @@ fn every_refused_head_with_its_message() {
             20,
             vec!["lm_head.weight_packed", "only 4- and 8-bit"],
         ),
-        // GPTQ: 8 columns, 3 rows; a zero point of three rows is no whole word.
+        // GPTQ: 8 columns, 3 rows; the zero points of three rows fill no whole word.
         (vec![q("lm_head.qweight", &[1, 3])], 8, vec!["lm_head.qzeros", "a GPTQ weight without it"]),
         (
             vec![q("lm_head.qweight", &[1, 3]), q("lm_head.qzeros", &[1, 1])],
@@ -356,7 +356,7 @@ fn every_refused_head_with_its_message() {
     }
 }
 
-/// Seven bits have the words of eight: nothing but the configuration tells them apart.
+/// Seven bits are packed into as many words as eight: only the configuration tells them apart.
 #[test]
 fn packed_bits_that_are_stated_are_the_tensors() {
     let tensors = [
@@ -403,7 +403,8 @@ fn gptq_scales_and_groups_are_checked() {
     assert_words(&whole(1.0, Some(vec![0; 7])).unwrap_err(), &["lm_head.g_idx", "i32 [8]", "got I32 [7]"]);
 }
 
-/// The hidden states of a head whose own program quantises them come as they are, and that is said.
+/// Hidden states are used as they are where the head's own program would quantise them, and a warning says
+/// so.
 #[test]
 fn activations_that_stay_are_told_of() {
     let tensors = [
@@ -432,7 +433,7 @@ fn activations_that_stay_are_told_of() {
     }
 }
 
-/// A GGUF file with these values and one tensor.
+/// A GGUF file with this metadata and one tensor.
 struct Gguf {
     version: u32,
     values: Vec<(&'static str, u32, Vec<u8>)>,
@@ -483,7 +484,7 @@ fn gguf_files_that_are_cut_off_or_damaged_are_refused() {
         let error = open_gguf(&whole[..length]).unwrap_err().to_string();
         assert!(error.contains("model.gguf") && error.contains("wanted"), "{length}: {error}");
     }
-    // Every byte of the header, one after the other: an error or an answer, never a panic.
+    // Every byte of the header in turn: an error or an answer, never a panic.
     for at in 4..whole.len() - 24 {
         for value in [0, 1, 0x7f, 0xff] {
             let mut bytes = whole.clone();
@@ -547,7 +548,7 @@ fn gguf_files_that_are_cut_off_or_damaged_are_refused() {
 
 #[test]
 fn the_head_of_a_gguf_file_is_found() {
-    // q6_k's is the embedding, q8_0's the head.
+    // The head of q6_k is its embedding, that of q8_0 a tensor of its own.
     for (name, tensor) in [("q6_k", "token_embd.weight"), ("q8_0", "output.weight")] {
         let path = model(name);
         for checkpoint in [

@@ -118,7 +118,7 @@ fn a_head_spread_over_several_files() {
     folder.write("a.safetensors", &file_bytes(&[("lm_head.weight", i8s(&[70, 4], &ints))], 0));
     folder.write("sub/b.safetensors", &file_bytes(&[("lm_head.weight_scale", f32s(&[70], &s))], 0));
     folder.write("c.safetensors", &file_bytes(&[("lm_head.bias", f32s(&[70], &s))], 0));
-    // missing.safetensors holds nothing of the head, so that it is missing does not matter.
+    // missing.safetensors holds nothing of the head, so its absence does not matter.
     let map = r#"{"weight_map": {"lm_head.weight": "a.safetensors", "lm_head.weight_scale": "sub/b.safetensors",
         "lm_head.bias": "c.safetensors", "model.norm.weight": "missing.safetensors"}}"#;
     folder.write("model.safetensors.index.json", map.as_bytes());
@@ -145,7 +145,7 @@ fn one_file_of_another_name_and_model_config() {
         (Some(3), Some(2), Some(30.0))
     );
     assert_eq!(checkpoint.tensor_name(), "model.language_model.lm_head.weight");
-    // From the file alone, the sizes are the tensor's.
+    // From the file alone: the sizes are those of the tensor.
     let model = Checkpoint::from_file(&path, "model.language_model.lm_head.weight").unwrap().model_config();
     assert_eq!((model.vocab_size, model.hidden_size), (Some(3), Some(2)));
 }
@@ -280,8 +280,8 @@ fn scales_and_bias_of_other_shards_are_not_read() {
     assert!(text(0..4).contains("lm_head.bias: wanted finite bias, got inf at vocabulary row 2"));
 }
 
-/// Whichever shard is loaded, and however it is quantised; but another for other weights, scales, biases or
-/// another type.
+/// The fingerprint is the same whichever shard is loaded and however it is quantised; it differs for other
+/// weights, scales, biases or types.
 #[test]
 fn the_fingerprint_is_the_heads_and_no_shards() {
     const VOCAB: usize = 200;
@@ -313,7 +313,7 @@ fn the_fingerprint_is_the_heads_and_no_shards() {
     let int8 =
         |scales: &[f32]| vec![(w, i8s(&shape, &ints)), ("lm_head.weight_scale", f32s(&[VOCAB], scales))];
     let biased = |bias: &[f32]| vec![(w, bf16s(&shape, &floats)), ("lm_head.bias", f32s(&[VOCAB], bias))];
-    // Rows 0 and 199 are among the 64 that count.
+    // Rows 0 and 199 are among the 64 rows that the fingerprint covers.
     let others = [
         of(&[(w, bf16s(&shape, &changed(&floats, 0)))], 64..128, None),
         of(&[(w, bf16s(&shape, &changed(&floats, 199)))], 64..128, None),

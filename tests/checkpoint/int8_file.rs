@@ -1,5 +1,4 @@
-//! A quantised head as a file: read back, it is the head that is quantised at load; whatever goes wrong is an
-//! error.
+//! A quantised head as a file: read back, it is the head quantised at load; whatever goes wrong is an error.
 
 use crate::files::*;
 use lmhead::config::{HeadConfig, Quantization, Settings};
@@ -12,7 +11,7 @@ use std::io::{self, Cursor, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Mutex;
 
-/// Where files of tests are named but not made.
+/// Name of the file in error messages; it is never created.
 const NAMED: &str = "out.safetensors";
 
 fn written(checkpoint: &Checkpoint, name: &str, vocab: usize) -> Result<Vec<u8>, Error> {
@@ -21,7 +20,7 @@ fn written(checkpoint: &Checkpoint, name: &str, vocab: usize) -> Result<Vec<u8>,
     Ok(out.into_inner())
 }
 
-/// The head without scale and softcap.
+/// The head's configuration without scale and softcap.
 fn plain(checkpoint: &Checkpoint, vocab: usize) -> HeadConfig {
     HeadConfig::new(vocab, checkpoint.hidden_size())
 }
@@ -69,8 +68,7 @@ proptest! {
     }
 }
 
-/// Several tasks on several threads: the first bad row is the one that is named, and nothing depends on the
-/// threads.
+/// Several tasks on several threads: the error names the first bad row, whatever the threads.
 #[test]
 fn the_first_row_that_is_not_finite_is_named() {
     let (rows, hidden) = (300, 20_001);
@@ -99,7 +97,7 @@ fn the_first_row_that_is_not_finite_is_named() {
     assert!(told.len() > 2 && told.iter().all(|(done, all)| done <= all && *all == total), "{told:?}");
 }
 
-/// Takes so many bytes, then no more.
+/// A writer that is full after so many bytes.
 struct Full<W> {
     inner: W,
     room: usize,
@@ -122,7 +120,7 @@ impl<W: Seek> Seek for Full<W> {
     }
 }
 
-/// Wherever the disk is full, that is what is said.
+/// Wherever the disk is full, the error says so.
 #[test]
 fn a_full_disk_is_an_error_at_any_byte() {
     let (rows, hidden) = (40, 3);
@@ -144,7 +142,8 @@ fn a_full_disk_is_an_error_at_any_byte() {
     assert!(source.write_int8("h.weight", &plain(&source, rows), out, Path::new(NAMED), None).is_ok());
 }
 
-/// What a file says of its logits is written, read back with the same bits, and refused where it cannot be.
+/// The file's scale, softcap and model type are written, read back with the same bits, and refused where they
+/// are invalid.
 #[test]
 fn scale_softcap_and_model_type_are_kept() {
     let weights = f32s(&[3, 2], &exact_values(3, 2));

@@ -1,4 +1,4 @@
-//! Checkpoints as files on disk.
+//! Checkpoints on disk.
 
 mod config_json;
 mod copies;

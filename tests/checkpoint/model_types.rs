@@ -6,7 +6,7 @@ use lmhead::config::{HeadConfig, Quantization, Settings};
 use lmhead::weights::{Checkpoint, LoadOptions, SafetensorsFile};
 use std::path::Path;
 
-/// Largest error against the model's f32 logits, as a part of their root mean square.
+/// Largest error against the model's f32 logits, as a fraction of their root mean square.
 const OF_RMS: f64 = 2e-5;
 
 #[test]

@@ -85,7 +85,7 @@ fn words_that_compressed_tensors_packed() {
     );
     let shard = folder.open().unwrap().shard(0..3, 3, &LoadOptions::default()).unwrap();
     assert_eq!(elements(&shard), values.map(f32::from));
-    // One file opens by the name of the unpacked weight and by that of the packed one.
+    // One file opens both by the name of the unpacked weight and by that of the packed one.
     for name in ["lm_head.weight", "lm_head.weight_packed"] {
         let checkpoint = Checkpoint::from_file(folder.path().join("model.safetensors"), name).unwrap();
         assert_eq!((checkpoint.hidden_size(), checkpoint.dtype()), (5, DType::I8));

@@ -19,7 +19,7 @@ fn every_refused_head_with_its_message() {
         )
     };
     let (four, asymmetric) = (bits(4, ""), bits(8, r#", "symmetric": false"#));
-    // config.json beyond its sizes, tensors, words of the message in their order
+    // fields of config.json beside the sizes, tensors, words of the message in order
     type Case<'a> = (&'a str, Vec<(&'a str, T)>, Vec<&'a str>);
     let table: Vec<Case> = vec![
         ("", vec![], vec!["lm_head.weight", "wanted a head, or an embedding", "got a file without tensors"]),

@@ -1,11 +1,11 @@
-//! Which tensor is the head: names of every kind of model, folders with more than one checkpoint, draft
+//! Which tensor is the head: the names in models of every kind, folders with more than one checkpoint, draft
 //! models, and tensors beside the head that would change its logits.
 
 use crate::files::*;
 use lmhead::config::Settings;
 use lmhead::weights::{Checkpoint, LoadOptions};
 
-/// A tensor `[2, 1]` with a value of its own.
+/// A tensor `[2, 1]` with values of its own.
 fn w(value: f32) -> T {
     f32s(&[2, 1], &[value, value + 0.5])
 }
@@ -138,7 +138,7 @@ fn the_bias_is_found_where_each_kind_stores_it() {
 #[test]
 fn no_head_where_the_model_has_one_of_its_own() {
     let embedding = [("model.embed_tokens.weight", w(1.0))];
-    // The default of the model type counts where config.json is silent.
+    // Where config.json does not say, the default of the model type applies.
     for (words, want) in [
         (
             typed("llama"),
@@ -239,7 +239,7 @@ fn the_files_of_an_index_speak_for_themselves() {
     };
     let (one, two) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
 
-    // The index lists the embedding alone; the file holds a head too.
+    // The index lists only the embedding; the file also holds a head.
     let stale = folder(
         &format!(r#"{{"model.embed_tokens.weight": "{one}"}}"#),
         &[(one, file(&[head.clone(), embedding.clone()]))],
@@ -375,7 +375,7 @@ fn unmerged_adapters_say_how_to_merge() {
         &alone.open().unwrap_err(),
         &["a LoRA adapter without its model (adapter_config.json)", merge],
     );
-    // One beside its model: refused where it touches the head, of no concern where it does not.
+    // An adapter beside its model is refused if it touches the head, and ignored if not.
     for (name, touches) in [
         ("base_model.model.lm_head.lora_A.weight", true),
         ("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", false),
@@ -424,7 +424,7 @@ fn a_draft_vocabulary_has_ids_of_its_own() {
     ] {
         assert_words(&Folder::model(&words(""), &tensors).open().unwrap_err(), &words_of_error);
     }
-    // An ordinary model is none.
+    // An ordinary model has no target ids.
     let plain = Folder::model(&config(2, 1, ""), &[("lm_head.weight", w(1.0))]);
     assert_eq!(plain.open().unwrap().target_ids(), None);
 }

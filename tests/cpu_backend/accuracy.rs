@@ -15,7 +15,7 @@ use std::sync::Arc;
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Both halves of the accuracy rule, on raw logits (no bias, softcap or scale).
+    /// Both halves of the accuracy rule hold for raw logits (without bias, softcap and scale).
     #[test]
     fn float_heads_keep_the_accuracy_rules(
         kind in kinds(), (rows, hidden, vocab) in shapes(), data in data(), seed in any::<u64>(),
@@ -28,12 +28,13 @@ proptest! {
     }
 }
 
-/// `|out - truth| <= K 2^-24 Σ|x w|`, plus what underflow can lose; Gaussian within 5e-5 of the truth's rms;
-/// integers exact.
+/// `|out - truth| <= K 2^-24 Σ|x w|`, plus what underflow can lose; on Gaussian data within 5e-5 of the
+/// truth's rms; on integers exact.
 fn check_accuracy(case: &Case, data: Data, backend: &CpuBackend) {
     let got: Vec<f32> = case.bits(backend).into_iter().map(f32::from_bits).collect();
     let k = case.hidden as f64;
-    // Where subnormal numbers are zeros, they are so in the truth, and each sum may lose one.
+    // Where the backend flushes subnormal inputs to zero, the truth does too, and each sum may lose one
+    // subnormal.
     let flushes = backend.flushes_subnormals(case.kind.types());
     let seen = |v: f32| if flushes && v.is_subnormal() { 0.0 } else { f64::from(v) };
     let least = if flushes { 2f64.powi(-126) } else { 2f64.powi(-149) };
@@ -52,7 +53,7 @@ fn check_accuracy(case: &Case, data: Data, backend: &CpuBackend) {
             let got = f64::from(got[row * case.vocab + v]);
             let mut allowed = (k * magnitudes * 2f64.powi(-24) + k * least) * scale;
             if !case.kind.weights.is_float() {
-                // The product with the scale is one more rounding.
+                // The product with the scale adds one rounding.
                 allowed += truth.abs() * 2f64.powi(-24) + 2f64.powi(-149);
             }
             let error = (got - truth).abs();
@@ -75,11 +76,11 @@ fn check_accuracy(case: &Case, data: Data, backend: &CpuBackend) {
     }
 }
 
-/// Hidden sizes of real models, and one that is a multiple of nothing.
+/// Hidden sizes of real models, and a size that is not a multiple of any block.
 #[test]
 fn real_hidden_sizes() {
-    // On AVX-512: one tile that weights go straight to; two (of W8A16: panels); one, the largest of W8A16 in
-    // bf16; panels.
+    // On AVX-512: one tile that reads weights directly; two tiles (W8A16: panels); one tile, W8A16's largest
+    // in bf16; panels.
     let sizes = [(5, 7168), (17, 2880), (10, 4097), (24, 2880)];
     for (kind, (rows, hidden)) in KINDS.iter().flat_map(|&kind| sizes.map(|size| (kind, size))) {
         let case = Case::new(kind, rows, hidden, 70, Data::Gaussian, hidden as u64);
@@ -102,7 +103,7 @@ fn real_hidden_sizes() {
     }
 }
 
-/// A backend that takes subnormal numbers for zeros says so, and no other does it.
+/// A backend that flushes subnormal inputs to zero says so, and no other one does it.
 #[test]
 fn subnormal_inputs_count_unless_the_backend_says_otherwise() {
     for dtype in [DType::F32, DType::Bf16] {

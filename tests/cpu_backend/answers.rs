@@ -25,7 +25,7 @@ const COUNTS: [usize; 2] = [5, 3];
 struct Job {
     head: TestHead,
     config: HeadConfig,
-    /// Of each rank.
+    /// Hidden rows of each rank, as bytes.
     hidden: Vec<Vec<u8>>,
     adjustments: Vec<OwnAdjustments>,
     seed: u64,
@@ -56,7 +56,7 @@ impl Job {
                 true => (0..count * hidden).map(|_| random.below(5) as f32 - 2.0).collect(),
                 false => random.normals(count * hidden),
             };
-            // The first rank's last row is not finite, the one before too small to be quantised.
+            // The first rank's last row is not finite; the row before it is too small to be quantised.
             if count == COUNTS[0] {
                 values[(count - 1) * hidden + hidden / 2] = f32::INFINITY;
                 values[(count - 2) * hidden..][..hidden].fill(1e-38);
@@ -74,7 +74,7 @@ impl Job {
         HeadTypes { weights: DType::I8, quantization: Quantization::W8a8, hidden: self.head.dtype }
     }
 
-    /// Every kind of answer; of each whether its logits are adjusted.
+    /// Every kind of request, and whether its logits are adjusted.
     fn requests(&self) -> Vec<(Request, bool)> {
         let vocab = self.head.vocab;
         vec![
@@ -94,7 +94,7 @@ impl Job {
         ]
     }
 
-    /// Each row's answer, when the two ranks compute with these backends, and its status.
+    /// Each row's status and answer when the two ranks compute with these backends.
     fn run(
         &self,
         backends: [&Arc<CpuBackend>; 2],
@@ -127,7 +127,7 @@ impl Job {
             })
         });
         let rows = answers.iter().flat_map(|answer| (0..answer.rows()).map(|row| row_bits(answer, row)));
-        // Which NaN a logit of a broken row is, is not promised.
+        // Which NaN a broken row's logit is, is not promised.
         rows.map(
             |(status, bits)| {
                 if status == RowStatus::NonFinite as u8 { (status, vec![]) } else { (status, bits) }
@@ -136,7 +136,7 @@ impl Job {
         .collect()
     }
 
-    /// Greedy, all ids, and each of the filters, alone and together.
+    /// Greedy, all ids, and each filter alone and together.
     fn sampling(&self, row: usize) -> SamplingParams {
         let (temperature, top_k, top_p, min_p) = [
             (0.0, 0, 1.0, 0.0),

@@ -1,4 +1,4 @@
-//! Promise 1: a row's bits depend on nothing around it.
+//! Promise 1: a row's bits do not depend on what surrounds it.
 
 use crate::cases::{
     BACKENDS, Case, Data, KINDS, Numbers, backends_of, bits, data, epilogues, int8, isas, kinds, plain,
@@ -18,7 +18,7 @@ use proptest::prelude::*;
 fn each_number_of_rows_gives_a_row_the_same_bits() {
     const VOCAB: usize = 70;
     for &kind in &KINDS {
-        // Several pieces of k, and a last step that is not whole.
+        // Several blocks of k, the last one incomplete.
         let case = Case::new(kind, 25, 1100, VOCAB, Data::Gaussian, 25);
         let shard = case.shard(0..VOCAB);
         for isa in isas() {
@@ -85,7 +85,8 @@ proptest! {
         }
     }
 
-    /// Fingerprints say which instruction sets may share a group: those have equal bits. W8A8 has one answer.
+    /// Instruction sets with equal fingerprints may share a group, so they must give equal bits. W8A8 gives
+    /// the same bits on all.
     #[test]
     fn instruction_sets_with_one_fingerprint_have_equal_bits(
         kind in kinds(), (rows, hidden, vocab) in shapes(), data in data(), seed in any::<u64>(),
@@ -102,7 +103,7 @@ proptest! {
     }
 }
 
-/// More rows than one pass over the weights takes: passes are as invisible as tiles.
+/// More rows than one pass over the weights takes: passes, like tiles, change no bits.
 #[test]
 fn more_rows_than_one_pass() {
     for kind in [plain(DType::Bf16), int8(Quantization::W8a8, DType::F16)] {
@@ -126,7 +127,7 @@ fn more_rows_than_one_pass() {
     }
 }
 
-/// Rows that fill a second-level cache: of tiles several blocks of the vocabulary are computed at once.
+/// Rows that fill a second-level cache: with tiles, several vocabulary blocks are then computed at once.
 #[test]
 fn rows_that_fill_a_cache() {
     const VOCAB: usize = 64 * 9 + 10;
@@ -153,7 +154,7 @@ fn rows_that_fill_a_cache() {
     }
 }
 
-/// Rows that lie apart, picked by numbers of any width, are those that lie together.
+/// Rows with a stride, selected by indices of any width, give the bits of contiguous rows.
 #[test]
 fn strides_and_indices_pick_the_same_rows() {
     const VOCAB: usize = 70;

@@ -1,4 +1,4 @@
-//! Heads with their rows, made from a seed, and the backends that run them.
+//! Heads with their rows, generated from a seed, and the backends that run them.
 
 use half::{bf16, f16};
 use lmhead::backend::HeadTypes;
@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-/// Every instruction set of this machine with one, two and three threads; the most capable one is the last.
+/// Every instruction set of this machine with one, two and three threads, the most capable one last.
 pub static BACKENDS: LazyLock<Vec<CpuBackend>> = LazyLock::new(|| {
     let with = |isa| (1..=3).map(move |threads| backend(isa, threads));
     isas().into_iter().flat_map(with).collect()
@@ -31,7 +31,7 @@ pub fn backend(isa: Isa, threads: usize) -> CpuBackend {
     backend.unwrap()
 }
 
-/// The instruction sets of this machine, and the emulation of the one that few have.
+/// The instruction sets of this machine, and emulated AMX, which few machines have.
 pub fn isas() -> Vec<Isa> {
     let mut isas = Isa::available();
     isas.insert(1, Isa::EmulatedAmx);
@@ -112,7 +112,7 @@ impl Numbers {
     }
 }
 
-/// What the values of a case look like.
+/// Distribution of a case's values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Data {
     Gaussian,
@@ -143,7 +143,7 @@ pub struct Case {
     /// `[vocab, hidden]`, f32 values that the weights' type holds exactly; for int8 and E4M3 without the
     /// scales.
     pub w: Vec<f32>,
-    /// `[vocab]`; 1 but for int8 and E4M3.
+    /// `[vocab]`; 1 except for int8 and E4M3.
     pub scales: Vec<f32>,
     pub bias: Option<Vec<f32>>,
     pub epilogue: Epilogue,
@@ -171,7 +171,7 @@ impl Case {
             (DType::I8, Data::Integers) => data.value(&mut numbers),
             (DType::I8, _) => f32::from(numbers.next() as i8),
             (DType::E4m3, Data::Integers) => data.value(&mut numbers),
-            // Every code but those of NaN.
+            // Any code that is not NaN.
             (DType::E4m3, _) => {
                 DType::E4m3.read(&[(numbers.next() % 127) as u8 | numbers.next() as u8 & 0x80], 0)
             }
@@ -238,7 +238,7 @@ impl Case {
     ) -> (Vec<u8>, Vec<bool>) {
         let stride = shard.vocab().len() * dtype.size();
         let bytes = rows.len() * stride;
-        // Aligned to the elements.
+        // Aligned to 4 bytes.
         let mut logits = vec![0xa5a5_a5a5u32; bytes.div_ceil(4)];
         let mut words = vec![u32::MAX; rows.len()];
         let out = LogitsOut {
@@ -255,14 +255,14 @@ impl Case {
 
     /// The shard's partials of all rows, `[rows, spec.stride(shard)]`.
     pub fn partial_bytes(&self, backend: &CpuBackend, shard: &Arc<HeadShard>, spec: PartialSpec) -> Vec<u64> {
-        // What was there before is overwritten.
+        // Filled with a pattern, which must be overwritten.
         let mut bytes = vec![0xa5a5_a5a5_a5a5_a5a5; self.rows * spec.stride(shard.vocab().len()) / 8];
         let out = Out::Partials(spec, SpanMut::host(&mut bytes[..]));
         self.load(backend, shard).run(&self.job(self.all_rows()), out, &mut On::default()).unwrap();
         bytes
     }
 
-    /// What they say, row by row.
+    /// The same partials, decoded row by row.
     pub fn partials(&self, backend: &CpuBackend, shard: &Arc<HeadShard>, spec: PartialSpec) -> Vec<Merge> {
         let bytes = self.partial_bytes(backend, shard, spec);
         let rows = bytemuck::cast_slice(&bytes).chunks_exact(spec.stride(shard.vocab().len()));
@@ -276,20 +276,20 @@ impl Case {
     }
 }
 
-/// The code of a value that E4M3 holds.
+/// The E4M3 code of a value that E4M3 represents exactly.
 pub fn e4m3_code(value: f32) -> u8 {
     let magnitude = value.abs();
     let code = match magnitude {
         _ if value.is_nan() => 0x7f,
-        // Subnormal: so many of the smallest.
+        // Subnormal: a multiple of the smallest value.
         _ if magnitude < 2f32.powi(-6) => (magnitude * 512.0) as u8,
-        // Exponent and mantissa, of another bias.
+        // Exponent and mantissa, with the exponent's bias changed.
         _ => ((magnitude.to_bits() >> 20) - (120 << 3)) as u8,
     };
     code | if value.is_sign_negative() { 0x80 } else { 0 }
 }
 
-/// One row's partials of some shards, joined.
+/// One row's partials of some shards, merged.
 pub fn merged(spec: PartialSpec, parts: &[(&[u8], &HeadShard)]) -> Merge {
     let mut merge = Merge::default();
     merge.reset(spec);
@@ -299,7 +299,7 @@ pub fn merged(spec: PartialSpec, parts: &[(&[u8], &HeadShard)]) -> Merge {
     merge
 }
 
-/// f32 bytes as bits; every NaN is the same one (payloads are not part of the promise).
+/// f32 bytes as bits, with every NaN as the same one (payloads are not promised).
 pub fn bits(bytes: &[u8]) -> Vec<u32> {
     let value = |b: &[u8]| f32::from_le_bytes(b.try_into().unwrap());
     let bits = |v: f32| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() };

@@ -1,4 +1,4 @@
-//! Passes over held logits, by their definitions.
+//! Passes over held logits, against their definitions.
 
 use crate::cases::{Case, Data, KINDS, backends_of, data, epilogues, isas, kinds, shapes};
 use lmhead::adjust::ShardAdjustments;
@@ -33,7 +33,7 @@ fn logits(loaded: &mut dyn LoadedShard, job: &Job<'_>) -> (Vec<f32>, Vec<u32>) {
     (logits, words)
 }
 
-/// Candidates whose logit is above minus infinity, best first.
+/// Candidates with a logit above minus infinity, best first.
 fn sorted(logits: &[f32], first_id: usize) -> Vec<Candidate> {
     let ids = first_id as u32..;
     let mut all: Vec<_> = ids.zip(logits).map(|(id, &value)| Candidate { value, id }).collect();
@@ -42,7 +42,8 @@ fn sorted(logits: &[f32], first_id: usize) -> Vec<Candidate> {
     all
 }
 
-/// Checks every pass over the logits of one shard. Returns what is to be the same on all threads.
+/// Checks every pass over the logits of one shard. Returns the results that must be the same on any number of
+/// threads.
 fn check(
     case: &Case,
     shard: &Arc<HeadShard>,
@@ -58,7 +59,7 @@ fn check(
     let (adjusted, words) = logits(&mut *loaded, &job);
     let finite = |words: &[u32], row: usize| words[row] & LMHEAD_STATUS_NONFINITE == 0;
 
-    // What the product says of the rows is what a pass over held logits says.
+    // Partials written by the product equal those of a pass over held logits.
     let plain = PartialSpec { k, sum: true, targets: 0 };
     let mut bytes = vec![0xa5a5u64; rows * plain.stride(ids) / 8];
     let out = Out::Partials(plain, SpanMut::host(&mut bytes[..]));
@@ -76,7 +77,7 @@ fn check(
     let mut joined = Vec::new();
     for (of, logits, words) in [(Which::Raw, &raw, &raw_words), (Which::Adjusted, &adjusted, &words)] {
         let own = |row: usize| &logits[row * ids..][..ids];
-        // Of each row an id of anywhere, none, and the last of all.
+        // For each row an id from anywhere, no target, and the last id.
         let targets: Vec<u32> = (0..rows as u32)
             .flat_map(|row| [(row * 37 + 5) % case.vocab as u32, NO_TARGET, case.vocab as u32 - 1])
             .collect();
@@ -102,19 +103,21 @@ fn check(
         held.pass(Pass::Partials { of, spec, targets: Span::host(&targets[..]), out }).unwrap();
         for (row, partial) in partials(&bytes, spec, shard, rows).iter_mut().enumerate() {
             if !finite(words, row) {
-                assert!(partial.nonfinite() && partial.sorted().is_empty() && partial.better() == [0; 3]);
+                assert!(
+                    partial.nonfinite() && partial.sorted().is_empty() && partial.num_greater() == [0; 3]
+                );
                 continue;
             }
             let mut best = sorted(own(row), vocab.start);
             let targets = &targets[3 * row..][..3];
-            // Ids that are not allowed beat such a target of a higher id.
+            // Ids that are not allowed rank before such a target if their ids are lower.
             let all =
                 || own(row).iter().zip(vocab.start as u32..).map(|(&value, id)| Candidate { value, id });
-            let better = [0, 1, 2].map(|i| match targets[i].id {
+            let num_greater = [0, 1, 2].map(|i| match targets[i].id {
                 NO_TARGET => 0,
                 _ => all().filter(|c| c.beats(&targets[i])).count() as u32,
             });
-            assert_eq!(partial.better(), better);
+            assert_eq!(partial.num_greater(), num_greater);
             let max = best.first().map_or(f32::NEG_INFINITY, |c| c.value);
             assert_eq!(partial.status(), if best.is_empty() { 0 } else { LMHEAD_STATUS_ALLOWED });
             best.truncate(k);
@@ -128,7 +131,7 @@ fn check(
     assert_eq!(direct, joined);
 
     let own = |row: usize| &adjusted[row * ids..][..ids];
-    // Not in order, and one twice.
+    // Unordered, with one row twice.
     let numbers: Vec<usize> = (0..rows).rev().chain([0]).collect();
     let mut maxima = vec![1.0; numbers.len()];
     held.pass(Pass::Maxima { rows: &numbers, out: &mut maxima }).unwrap();
@@ -207,7 +210,7 @@ fn check(
     drawn
 }
 
-/// What partials of a shard say, row by row.
+/// The decoded partials of a shard, row by row.
 fn partials(bytes: &[u64], spec: PartialSpec, shard: &HeadShard, rows: usize) -> Vec<lmhead::merge::Merge> {
     let stride = spec.stride(shard.vocab().len());
     let bytes: &[u8] = bytemuck::cast_slice(bytes);
@@ -264,7 +267,7 @@ fn many_rows_and_many_ids() {
     }
 }
 
-/// Heads of the same weights give the same answers, also after they gave their memory back.
+/// Two heads with the same weights give the same answers, also after giving their memory back.
 #[test]
 fn another_head_has_the_same_weights_and_memory_of_its_own() {
     let isas = [Isa::detect(), Isa::EmulatedAmx];
@@ -277,7 +280,7 @@ fn another_head_has_the_same_weights_and_memory_of_its_own() {
         assert_eq!((first.info(), second.info()), (&shard.info(), &shard.info()));
         let job = case.job(case.all_rows());
         let want = logits(&mut *first, &job);
-        // What one holds outlives what the other does.
+        // What one head holds survives a call of the other.
         let held = first.hold(&job, false, &mut On::default()).unwrap();
         assert_eq!(logits(&mut *second, &job), want);
         second.release_memory();

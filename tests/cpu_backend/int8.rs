@@ -1,4 +1,4 @@
-//! Promise 2: W8A8 word by word, and the edges of its rule.
+//! Promise 2: W8A8 operation by operation, and the edge cases of its rule.
 
 use crate::cases::{
     BACKENDS, Case, Data, Numbers, backends_of, data, epilogues, int8, isas, row_bytes, shapes,
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Promise 2, transcribed one scalar operation at a time.
+    /// W8A8 against promise 2, transcribed one scalar operation at a time.
     #[test]
     fn w8a8_is_the_promise_word_by_word(
         hidden_type in prop::sample::select(vec![DType::F32, DType::F16, DType::Bf16]),
@@ -33,7 +33,7 @@ proptest! {
     }
 }
 
-/// One row's W8A8 logits: every operation scalar and rounded on its own, as promise 2 has them.
+/// One row's W8A8 logits by promise 2: every operation scalar and rounded on its own.
 pub fn w8a8_by_the_word(case: &Case, row: usize) -> Vec<f32> {
     let x = case.row(row);
     let absmax = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
@@ -63,7 +63,7 @@ pub fn w8a8_by_the_word(case: &Case, row: usize) -> Vec<f32> {
     (0..case.vocab).map(logit).collect()
 }
 
-/// Largest magnitudes of int8 at the largest hidden size that is taken: the int32 sums do not wrap.
+/// The largest int8 magnitudes at the largest hidden size allowed: int32 sums do not wrap.
 #[test]
 fn int8_sums_do_not_overflow() {
     let hidden = lmhead::quantize::MAX_INT8_HIDDEN;

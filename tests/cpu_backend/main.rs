@@ -1,6 +1,6 @@
 //! The CPU backend against its promises: the same bits whatever the batch, position, shard, threads and
-//! selection (promise 1); int8 word by word (promise 2), and so on every instruction set; the accuracy rules
-//! of raw logits; non-finite rows; strided output.
+//! selection (promise 1); int8 operation by operation, on every instruction set (promise 2); the accuracy of
+//! raw logits; non-finite rows; strided output.
 
 mod accuracy;
 mod answers;

@@ -1,4 +1,4 @@
-//! What comes out: candidates and sums, flags of non-finite rows, strided rows of every type.
+//! Outputs: candidates and sums, flags of non-finite rows, strided rows of every type.
 
 use crate::cases::{
     Case, Data, backends_of, bits, data, epilogues, floats, isas, kinds, merged, plain, row_bytes, shapes,
@@ -91,8 +91,8 @@ proptest! {
         }
     }
 
-    /// A logit that is finite and rounds to infinity counts as not finite where it is delivered so, and there
-    /// alone.
+    /// A finite logit that rounds to infinity counts as not finite where it is delivered in that type, and
+    /// only there.
     #[test]
     fn what_overflows_the_delivered_type_is_flagged(
         (rows, vocab) in (1usize..4, 1usize..200), at in any::<prop::sample::Index>(), negative: bool,
@@ -104,7 +104,7 @@ proptest! {
         let value = if negative { -value } else { value };
         let mut case = Case::new(plain(DType::F32), rows, 1, vocab, Data::Gaussian, 1);
         let at = at.index(rows * vocab);
-        // One column: a row's value times that of the id.
+        // One column: a logit is the row's value times that of the id.
         let x: Vec<f32> = (0..rows).map(|row| f32::from(row == at / vocab)).collect();
         case.x = row_bytes(DType::F32, &x);
         case.w = vec![1.0; vocab];
@@ -121,8 +121,8 @@ proptest! {
         }
     }
 
-    /// Every output type is the f32 logit rounded half to even; bytes between the rows stay as they were, but
-    /// for the status words, which are there or apart.
+    /// Every output type is the f32 logit rounded half to even. Bytes between rows are not written, except
+    /// for status words placed there.
     #[test]
     fn strided_output_touches_its_own_bytes_only(
         kind in kinds(), (rows, hidden, vocab) in shapes(), gap in 0usize..20, last_gap in any::<bool>(),
@@ -172,7 +172,7 @@ proptest! {
     }
 }
 
-/// Rounding by the `half` crate's scalar conversions.
+/// Rounding with the `half` crate's scalar conversions.
 fn row_bytes_by_the_book(dtype: DType, values: &[f32]) -> Vec<u8> {
     match dtype {
         DType::F16 => values.iter().flat_map(|&v| f16::from_f32_const(v).to_le_bytes()).collect(),

@@ -1,4 +1,4 @@
-//! Shapes at the edge, what is refused, and the choice of an instruction set.
+//! Edge shapes, refused arguments, and the choice of an instruction set.
 
 use crate::cases::{BACKENDS, Case, Data, KINDS, floats, int8, plain};
 use lmhead::adjust::ShardAdjustments;
@@ -57,14 +57,14 @@ fn what_does_not_fit_is_refused() {
         let int8 = Case::new(int8(Quantization::W8a16, hidden), 1, 8, 3, Data::Gaussian, 1);
         backend.check(&int8.shard(0..3), hidden).unwrap();
     }
-    // A shard that cuts a block in two would change the sums.
+    // A shard that splits a block of 64 would change the sums.
     let error = backend.check(&case.shard(0..50), DType::Bf16).unwrap_err().to_string();
     assert!(error.contains("0..50 of 100"), "{error}");
     let error = backend.check(&case.shard(3..100), DType::Bf16).unwrap_err().to_string();
     assert!(error.contains("multiples of 64"), "{error}");
 }
 
-/// A buffer that does not fit is named before anything is computed, and stays as it was.
+/// A buffer that does not fit is refused by name before anything is computed, and is not written.
 #[test]
 fn buffers_that_do_not_fit_are_refused() {
     let (backend, case) = (&BACKENDS[0], Case::new(plain(DType::F32), 2, 8, 100, Data::Gaussian, 1));
@@ -117,7 +117,7 @@ fn buffers_that_do_not_fit_are_refused() {
         let data = SpanMut::host(&mut memory[..]);
         refused(data, stride, DType::F32, Status::Inside { at }, wanted);
     }
-    // Words within the logits, and logits over the rows.
+    // Status words inside the logits, and logits over the rows.
     let mut whole = SpanMut::host(&mut memory[..]);
     // SAFETY: it is refused before anybody writes it.
     let same = unsafe { SpanMut::from_raw(Memory::Host, whole.address() + 16, 32) };
@@ -208,7 +208,7 @@ fn instruction_sets_are_chosen_by_name() {
         assert_eq!(choose_isa(Some(isa.name())).is_ok(), isa.is_available());
         assert_eq!(CpuBackend::with_isa(isa, Some(1)).is_ok(), isa.is_available());
     }
-    // Of AMX it is said what is in the way; the emulation for tests is nobody's choice.
+    // For AMX the message says what is missing. The emulation, which is for tests, cannot be chosen.
     if !Isa::Amx.is_available() {
         let text = choose_isa(Some("amx")).unwrap_err().to_string();
         assert!(text.contains(&Amx::here().to_string()), "{text}");

@@ -74,7 +74,7 @@ def solve(name: str, rows: int, hidden: int, vocab: int, k: int, kinds: str) -> 
     named = {"hidden_states": Tensor("F32", x), "lm_head.weight": Tensor("F32", w)}
     targets = r.integers((rows,), 0, vocab - 1)
     named["targets"] = Tensor("I64", targets)
-    if "additions" in kinds:
+    if "logit_bias" in kinds:
         m = 6 * rows
         at, ids = np.sort(r.integers((m,), 0, rows - 1)), r.integers((m,), 0, vocab - 1)
         values = (r.bell(m) * 5).astype(F32)
@@ -119,10 +119,10 @@ def solve(name: str, rows: int, hidden: int, vocab: int, k: int, kinds: str) -> 
 CASES: dict[str, tuple[int, int, int, int, str]] = {
     "raw_ties": (5, 4, 150, 9, ""),
     "mask": (6, 12, 200, 30, "mask"),
-    "additions": (5, 16, 130, 8, "additions"),
+    "logit_bias": (5, 16, 130, 8, "logit_bias"),
     "penalties": (8, 16, 300, 12, "penalties"),
-    "all_kinds": (9, 20, 333, 40, "additions penalties mask"),
-    "all_kinds_vocab_7": (6, 5, 7, 7, "additions penalties mask"),
+    "all_kinds": (9, 20, 333, 40, "logit_bias penalties mask"),
+    "all_kinds_vocab_7": (6, 5, 7, 7, "logit_bias penalties mask"),
 }
 
 

@@ -1,4 +1,4 @@
-"""A case: what goes in."""
+"""A case: the inputs of a golden file."""
 
 from dataclasses import dataclass
 

@@ -80,22 +80,22 @@ def ln_f64(value: float) -> float:
 
 
 def neighbours(value: float) -> list[float]:
-    """What a logarithm may be that is less than one unit in the last place off: the nearest float64 first."""
+    """The possible values of a logarithm that is off by less than one ulp, the nearest float64 first."""
     return [value, math.nextafter(value, -math.inf), math.nextafter(value, math.inf)]
 
 
 def finish(total: ExpSum, largest: Number) -> list[float]:
     """The row's logsumexp in float64; `largest` is its largest allowed logit.
 
-    The logarithm of the definition is a port of a library's, and may not be the nearest float64. So there are
-    three answers, in the order of `neighbours`; the data must be such that all are the same in f32.
+    The definition's logarithm is a port of a library's, which may not be the nearest float64. So there are
+    three possible answers, in the order of `neighbours`; the data must be such that all are equal in f32.
     """
     if abs(largest) > LARGEST_SUM:
         return [to_float(largest)] * 3
     value = sum(word << (32 * j) for j, word in enumerate(total.words))
     length = value.bit_length()
     assert 0 < length < 128
-    # The 64 bits from the leading one on; what is below them is cut.
+    # The 64 bits from the leading one on; lower bits are cut.
     head = value >> (length - 64) if length > 64 else value << (64 - length)
     f = float(head) * 2.0**-63  # Python converts integers rounded half to even
     k = float(32 * (total.top - 2) + length - 1)
@@ -127,7 +127,7 @@ def min_p_at(x: int) -> int:
 
 
 def mass_bits(vocab_size: int) -> int:
-    """The mass of the largest logit is 2 to this."""
+    """The largest logit has mass 2 to this power."""
     return 63 - max((vocab_size - 1).bit_length(), 23)
 
 
@@ -150,7 +150,7 @@ def share(top_p: int, total: int) -> int:
 
 @dataclass
 class Filters:
-    """A row's filters; temperature, top_p and min_p are places on the grid."""
+    """A row's filters; temperature, top_p and min_p are integers on the grid of `float32.py`."""
 
     temperature: int
     top_k: int
@@ -168,7 +168,7 @@ def survivors(row: list[Number], filters: Filters) -> list[int]:
     ids = sorted_ids(row)
     if not ids or filters.temperature == 0:
         return ids[:1]
-    # Many ids have the same logit.
+    # Computed once for each different logit, since many ids tie.
     x = {logit: below_max(logit, row[ids[0]], filters.temperature) for logit in {row[v] for v in ids}}
     threshold = least(filters.min_p)
     ids = [v for v in ids if x[row[v]] >= threshold]

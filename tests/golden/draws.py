@@ -1,10 +1,10 @@
-"""Data: splitmix64, and bell-shaped values as sums of uniform integers. Pure integer arithmetic."""
+"""Random data: splitmix64, and nearly normal values as sums of uniform integers. Pure integer arithmetic."""
 
 import numpy as np
 
 
 class Random:
-    """splitmix64: a stream that no library can change under us."""
+    """splitmix64, so that the stream does not depend on a library's version."""
 
     def __init__(self, seed: int) -> None:
         self.state = seed & (2**64 - 1)

@@ -17,14 +17,14 @@ def to_decimal(value: Fraction) -> Decimal:
 
 
 def to_f64(value: Value | Decimal) -> float:
-    """Rounded once: int / int and the conversion of a decimal are correctly rounded in Python."""
+    """Rounds once: Python rounds int / int and the conversion of a decimal correctly."""
     if isinstance(value, Fraction):
         return value.numerator / value.denominator
     return float(value)
 
 
 def tanh(y: Decimal) -> Decimal:
-    """(1 - e^-2y) / (1 + e^-2y); below 1e-20 the first two terms of the series say more."""
+    """(1 - e^-2y) / (1 + e^-2y); below 1e-20 the first two terms of the series are more precise."""
     with localcontext(DIGITS):
         size = abs(y)
         if size < Decimal("1e-20"):
@@ -43,7 +43,7 @@ class Final:
 
 @dataclass
 class Row:
-    """One output row. `finals` is None where the row is not finite; `logits` is what IEEE gives then."""
+    """One output row. If it is not finite, `finals` is None and `logits` has the IEEE results."""
 
     logits: list[float]
     finals: list[Final] | None
@@ -75,13 +75,13 @@ def epilogue_row(case: Case, raw: list[Value], bias: list[Fraction]) -> Row:
         value += b
         final = scaled(softcapped(value, case.softcap), case.logit_scale)
         logits.append(to_f64(final))
-        # tanh and a positive scale keep the order, which is exact before them.
+        # Order by the values before tanh and a positive scale, which are exact and have the same order.
         finals.append(Final(value * sign, final))
     return Row(logits, None if broken else finals)
 
 
 def broken_epilogue(case: Case, value: float) -> float:
-    """NaN stays; an infinity is capped like any value, and then it no longer shows."""
+    """NaN stays; an infinity is capped like any value, and is then finite."""
     if case.softcap != "none" and value == value:
         value = float(case.softcap) if value > 0 else -float(case.softcap)
     return value * float(case.logit_scale)

@@ -28,12 +28,12 @@ from formats import serialize
 from solve import solve
 
 HERE = Path(__file__).resolve().parent
-#: How many are tried before a case is given up.
+#: Seeds that are tried before a case is given up.
 SEEDS = 400
 
 
 def generate(name: str, build: Builder) -> bytes:
-    """Tries seeds in order until no answer is a matter of rounding."""
+    """Tries seeds in order until no answer depends on rounding."""
     for seed in range(SEEDS):
         made = replace(build(Random(fnv1a(f"{name} {seed}"))), seed=seed)
         expected = solve(made)

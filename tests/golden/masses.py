@@ -1,7 +1,7 @@
-"""Golden files of masses: what each logit weighs in the nucleus, and which logits min_p keeps.
+"""Golden files of masses: the mass of each logit for top_p, and which logits min_p keeps.
 
-`make.py` writes them to `masses/`; `definition.py` forms the expected values. The vocabulary of a row says
-how fine its masses are; a row need not have as many logits.
+`make.py` writes them to `masses/`; `definition.py` computes the expected values. A row's vocabulary size
+determines the resolution of its masses; a row need not have as many logits.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Rows = tuple[np.ndarray, list[float], list[int]]
 
 
 def bell(r: Random) -> Rows:
-    """What a head yields, at temperatures that make it flat and sharp, in vocabularies of all sizes."""
+    """Realistic logits, at low and high temperatures, with vocabularies of all sizes."""
     temperatures = [1.0, 0.7, 0.1, 2.5, 8.0, 30.0, 1e-3, 1e3] * 2
     vocabularies = [50_000, 2**23, 2**23 + 1, 2**24, 2**24 + 1, 2**30, 2**31, 2**32, *[150] * 8]
     logits = (r.bell(len(temperatures), 150) * 5).astype(F32)
@@ -44,7 +44,7 @@ def edges(r: Random) -> Rows:
         (ladder, 3e38),
     ]  # fmt: skip
     logits = np.array([row for row, _ in rows])
-    # The rows whose masses are small are measured from 0.
+    # Rows with small masses get 0 as their largest logit.
     logits[[1, 4, 5, 8], 50] = 0
     # The last two have the coarsest masses.
     return logits.astype(F32), [t for _, t in rows], [100] * 15 + [2**32] * 2

@@ -34,7 +34,7 @@ def quantize_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class Weights:
-    """The vocabulary's rows as they are multiplied: exact integers times a unit, and per-row factors."""
+    """The weights as multiplied: exact integers times a unit, with a factor for each row."""
 
     ints: np.ndarray
     unit: Fraction
@@ -100,14 +100,14 @@ def raw_float(case: Case, weights: Weights) -> Raw:
 
 
 def in_f32_range(value: Fraction) -> Value:
-    """What f32 makes infinite is infinite. Cases see to it that no partial sum overflows where the sum does not."""
+    """Values beyond f32's range become infinite. Cases ensure that no partial sum overflows unless the sum does."""
     if abs(value) < F32_OVERFLOW:
         return value
     return float("inf") if value > 0 else float("-inf")
 
 
 def broken_sum(x: np.ndarray, w: np.ndarray) -> float:
-    """A sum with a non-finite term is the same in every order: finite terms do not matter to it."""
+    """A sum with a non-finite term is the same in every order, because its finite terms do not matter."""
     terms = set()
     for k in np.flatnonzero(~np.isfinite(x)):
         if np.isnan(x[k]) or w[k] == 0:

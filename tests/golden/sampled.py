@@ -1,9 +1,9 @@
 """Golden files of sampled tokens: `make.py` writes them to `sampled/`, beside its own.
 
-Logits are exact in f32: sums of small integers, of which many tie, or of multiples of 2^-8. The filters are
-those of `definition.py`, in exact integers, so their decisions may be close; the file `cuts` seeks such
-decisions. The noise is Philox4x32-10 in integers, then `log` and `log1p` of NumPy in float64. Other libraries
-round these two otherwise, so only rows are kept whose best two scores are far apart.
+Logits are exact in f32: sums of small integers, with many ties, or of multiples of 2^-8. The filters are
+those of `definition.py`, in exact integers, so decisions may be close; the file `cuts` consists of such
+decisions. The noise is Philox4x32-10 in integers, then NumPy's `log` and `log1p` in float64, which other
+libraries may round differently, so only rows whose best two scores are far apart are kept.
 """
 
 import numpy as np
@@ -114,7 +114,7 @@ def mixtures(pick: Picker, rows: int, w: np.ndarray, top_ks: list[int], mask: bo
 
 
 def stepped(value: float, steps: int) -> F32:
-    """The f32 that is `steps` behind the one at `value`."""
+    """The f32 that is `steps` after the one at `value`."""
     out = F32(value)
     for _ in range(abs(steps)):
         out = np.nextafter(out, F32(np.copysign(np.inf, steps)))
@@ -124,8 +124,8 @@ def stepped(value: float, steps: int) -> F32:
 def cuts(pick: Picker, rows: int, w: np.ndarray, unit: float) -> list[Kept]:
     """Rows whose min_p or top_p is within two f32 of the value where an id comes in or goes out.
 
-    The token shows how the filter decided: the seed is one that draws the last survivor, or that would draw
-    the first id that was cut if it had survived.
+    The token shows the filter's decision: the seed is one that draws the last survivor, or one that would
+    draw the first id that was cut.
     """
     vocab, hidden = w.shape
     kept: list[Kept] = []

@@ -1,4 +1,4 @@
-"""Is the answer a matter of rounding? Then the data are no good, and the next seed is tried."""
+"""Checks that no answer depends on rounding; if one does, the next seed is tried."""
 
 from fractions import Fraction
 
@@ -14,7 +14,7 @@ MARGIN = 4
 
 
 def separated(case: Case, raw: Raw, bias: list[Fraction], rows: list[Row]) -> bool:
-    """Whether neighbours among the first k + 1 of every row are tied by construction or far apart."""
+    """Whether each two adjacent ids among the first k + 1 of every row are tied by construction or far apart."""
     for r, row in enumerate(rows):
         if row.finals is None:
             continue
@@ -29,7 +29,7 @@ def separated(case: Case, raw: Raw, bias: list[Fraction], rows: list[Row]) -> bo
 
 
 def tied_by_construction(case: Case, raw: Raw, bias: list[Fraction], r: int, a: int, b: int) -> bool:
-    """The same f32 numbers go into the epilogue for both."""
+    """Whether both have the same f32 inputs of the epilogue."""
     return raw_tolerance(case, raw, r, a) == 0 and raw.values[r][a] == raw.values[r][b] and bias[a] == bias[b]
 
 
@@ -41,10 +41,10 @@ def raw_tolerance(case: Case, raw: Raw, r: int, v: int) -> Fraction:
 
 
 def far_apart(case: Case, raw: Raw, bias: list[Fraction], r: int, row: Row, a: int, b: int) -> bool:
-    """The smallest that `a` may come out as is above the largest that `b` may."""
+    """Whether the smallest possible result of `a` is above the largest of `b`."""
     plain = case.logit_scale == "1" and case.softcap == "none" and case.bias is None
     if plain and raw_tolerance(case, raw, r, a) == 0:
-        return True  # f32 numbers that are compared as they are
+        return True  # f32 numbers, which are compared without rounding
     sign = 1 if Fraction(case.logit_scale) > 0 else -1
 
     def edge(v: int, direction: int) -> tuple[Fraction, Fraction]:

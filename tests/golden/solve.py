@@ -16,7 +16,7 @@ def f64s(rows: list[list[float]], width: int) -> Tensor:
 
 
 def solve(case: Case) -> dict[str, Tensor] | None:
-    """The expected tensors, or None when this seed's data are no good."""
+    """The expected tensors, or None when an answer depends on rounding."""
     weights = prepare_weights(case)
     raw = (raw_w8a8 if case.quantization == "w8a8" else raw_float)(case, weights)
     check_exact(case, raw)

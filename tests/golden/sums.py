@@ -1,8 +1,7 @@
 """Golden files of sums of exponentials: `make.py` writes them to `sums/`, beside its own.
 
 Each file holds rows of logits, finite or minus infinity, with the three words of their sum and its logarithm
-as `definition.py` forms them, and the logarithm of the true sum. The doc line of a builder says what its file
-is for.
+as `definition.py` computes them, and the logarithm of the true sum. A builder's docstring describes its file.
 """
 
 from collections.abc import Callable
@@ -21,14 +20,14 @@ Builder = Callable[[Random], np.ndarray]
 
 
 def bell(r: Random) -> np.ndarray:
-    """What a head yields, flatter and sharper, and far from zero."""
+    """Realistic logits, flatter and sharper ones, and some far from zero."""
     scales = [(0, 1e-3), (0, 1), (0, 4), (0, 30), (0, 1000), (88, 3), (-104, 3), (1e3, 10), (-1e3, 10),
               (1e5, 10), (-1e5, 10), (1e6, 100), (-1e6, 100)]  # fmt: skip
     return np.array([r.bell(777) * scale + offset for offset, scale in scales])
 
 
 def magnitudes(r: Random) -> np.ndarray:
-    """Magnitudes of one binade a row, from 2^-100 to 2^20: of both signs, then negative only."""
+    """Rows with magnitudes of one binade each, from 2^-100 to 2^20: of both signs, then only negative."""
     exponents = np.array([-100, -60, -40, -31, -27, -25, -24, -23, -20, -12, -6, *range(-3, 20)])
     bits = r.integers((2, len(exponents), 90), 0, 2**23 - 1) | ((exponents + 127)[:, None] << 23)
     signs = r.integers(bits.shape, 0, 1)
@@ -47,7 +46,7 @@ def terms(r: Random) -> np.ndarray:
 
 
 def last_places(_: Random) -> np.ndarray:
-    """One logit a row, whose term is another where one coefficient is off by its last place.
+    """One logit a row, whose term changes if a coefficient is off by one ulp.
 
     The bits are from a search. One term in a million depends on the last place of C6: `terms` would miss it.
     """
@@ -62,7 +61,7 @@ def last_places(_: Random) -> np.ndarray:
 
 
 def equal(_: Random) -> np.ndarray:
-    """3000 equal logits: words of more than 32 bits, which the finish carries."""
+    """3000 equal logits: words of more than 32 bits, whose carries the finish propagates."""
     return np.array([np.full(3000, value) for value in (0.0, -7.3125, 16.9, 1048576.0)])
 
 
@@ -76,7 +75,7 @@ def one_huge(r: Random) -> np.ndarray:
 
 
 def above_one(r: Random) -> np.ndarray:
-    """Long sums just above 1: their logarithm shows how the fraction was cut and rounded."""
+    """Long sums just above 1, whose logarithm depends on how the fraction is cut and rounded."""
     rows = -10 * np.abs(r.bell(8, 300)) - 6
     rows[:, 100] = 0
     return rows
@@ -94,7 +93,7 @@ def tiny(r: Random) -> np.ndarray:
 
 
 def digit_borders(_: Random) -> np.ndarray:
-    """Around logits whose term moves to another digit, another shift or another n: 11 neighbours of each."""
+    """11 floats around each logit at which the term changes to another digit, shift or n."""
     # A significand of 24 bits moves to the next digit where log2(e^x) passes 32 digit + 23.
     digits = [0, 1, -1, 2, -2, 5, -5, 70, -70, 900, -900, 11000, -11000, 47000, -47000, 94000, -94000]
     offsets = [0, 0.5, 8, 9, 31, 31.5, -0.5, -32, -41, -64]
@@ -107,7 +106,7 @@ def digit_borders(_: Random) -> np.ndarray:
         return bits.astype(np.uint32).view(F32)
 
     rows = [np.concatenate([around(digit, offset) for offset in offsets]) for digit in digits]
-    # Only terms whose high piece is zero: the top word is 0.
+    # Only terms whose high part is zero, so that the top word is 0.
     alone = np.full(110, -np.inf)
     alone[40:51] = around(0, 0.5)
     return np.array([*rows, alone])
@@ -123,13 +122,13 @@ def beyond(r: Random) -> np.ndarray:
     rows = []
     for limit in limits:
         for sign in (1, -1):
-            # The limit is the largest logit, with others close by, far below and not allowed.
+            # The largest logit is at the limit; others are close to it, far below, or masked.
             row = sign * limit - np.abs(r.bell(67)) * [0, 0.3, 5, 3e5][len(rows) % 4]
             row[len(rows) % 67] = sign * limit
             row[::9] = -np.inf
             row[33] = sign * limit
             rows.append(row)
-    # Terms with others among them that have none.
+    # Logits with terms among others without.
     for largest in (3.0, -1e4):
         row = largest - np.abs(r.bell(67))
         row[::4] = -limits[4]

@@ -19,7 +19,7 @@ fn test_head() -> TestHead {
     TestHead::random(200, 16, DType::F32, Quantization::None, 3)
 }
 
-/// Deadlines that nobody may wait for.
+/// A deadline that must not be reached.
 fn config() -> HeadConfig {
     let patient = Duration::from_secs(60);
     HeadConfig { timeout: patient, create_timeout: patient, ..test_head().config() }
@@ -57,7 +57,7 @@ fn a_step_that_waits_for_a_peer_ends_at_once_on_all_ranks() {
                 })
             }
             1 => {
-                // Ranks 0 and 2 have been waiting for this one, and do no longer.
+                // Ranks 0 and 2 have been waiting for this one; the abort has ended that.
                 left.wait();
                 good_step(&mut head).unwrap_err()
             }
@@ -100,14 +100,14 @@ fn an_abort_between_steps_ends_the_next_one_everywhere() {
         assert!(began.elapsed() < Duration::from_secs(10), "rank {me}: {:?}", began.elapsed());
         assert_poisoned(&mut head);
         head.rebuild().unwrap();
-        // An abort that came before a rebuilding does not count after it.
+        // An abort from before a rebuild has no effect after it.
         for _ in 0..3 {
             assert_eq!(good_step(&mut head).unwrap(), want);
         }
     });
 }
 
-/// A step of one rank waits for nobody and is not cut short; the next one is refused.
+/// A step of a single rank waits for nobody and is not interrupted; the next one is refused.
 #[test]
 fn a_head_of_one_rank_refuses_steps_after_an_abort_until_it_is_rebuilt() {
     let exchange: Arc<dyn Exchange> = Arc::new(local::group(1).remove(0));
@@ -146,7 +146,7 @@ fn an_abort_of_a_head_that_is_gone_disturbs_no_other() {
     });
 }
 
-/// However an abort falls, all ranks end with a named error and go on once they are rebuilt.
+/// Whenever an abort comes, all ranks end with a named error and go on after a rebuild.
 #[test]
 fn an_abort_at_any_moment_ends_in_a_named_error() {
     for delay in 0..30u64 {

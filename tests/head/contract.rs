@@ -1,5 +1,5 @@
-//! Every way to break the contract ends in the named error on every rank, well within the deadline, and the
-//! head refuses to go on until it is rebuilt.
+//! Every breach of the contract ends in the named error on every rank, well within the deadline, and the head
+//! refuses steps until it is rebuilt.
 
 mod creation;
 mod endings;
@@ -50,7 +50,7 @@ fn good_step(head: &mut LmHead) -> Result<Answer> {
     step(head, RowCounts::exact(&[ROWS; SIZE]), Request::argmax(), ROWS)
 }
 
-/// Runs `break_it` on rank 1 and good steps on the others after one good step of all; returns every rank's
+/// After one good step of all, runs `break_it` on rank 1 and good steps on the others; returns every rank's
 /// error.
 fn broken(config: &HeadConfig, break_it: impl Fn(&mut LmHead) -> Result<Answer> + Sync) -> Vec<Error> {
     let began = Instant::now();
@@ -58,7 +58,7 @@ fn broken(config: &HeadConfig, break_it: impl Fn(&mut LmHead) -> Result<Answer> 
         let mut head = head_of(&test_head(), config, SIZE, me, exchange).unwrap();
         good_step(&mut head).unwrap();
         let result = if me == 1 { break_it(&mut head) } else { good_step(&mut head) };
-        // Some breaks show one step later on the rank that made them.
+        // Some breaches show only in the next step on the rank that made them.
         let error = result.and_then(|_| good_step(&mut head)).unwrap_err();
         let refused = good_step(&mut head).unwrap_err();
         assert!(matches!(refused, Error::Poisoned { .. }), "rank {me} after {error}: {refused}");
@@ -76,13 +76,13 @@ fn assert_mismatch(errors: &[Error], want: &str) {
     }
 }
 
-/// What a rank was told, and how long after the group began the call.
+/// A rank's error, and when it came, from the beginning of the group's call.
 type Ended = (Error, Duration);
 
-/// Deadlines in tests where nobody may wait for them.
+/// A deadline in ms that must not be reached.
 const PATIENT: u64 = 30_000;
 
-/// Prints and checks how soon the survivors of a fault were told, in a call whose deadline was far away.
+/// Prints and checks how soon the other ranks got their errors, in calls with a distant deadline.
 fn assert_at_once(what: &str, ended: &[Ended]) {
     let times: Vec<String> =
         ended.iter().map(|(_, time)| format!("{:.1}", time.as_secs_f64() * 1e3)).collect();

@@ -1,5 +1,5 @@
-//! The whole way on the CPU: the property of `lmhead_testkit::end_to_end`, broken rows, and the bytes that
-//! cross.
+//! Whole steps on the CPU: the property of `lmhead_testkit::end_to_end`, broken rows, and the bytes
+//! exchanged.
 
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
@@ -74,7 +74,7 @@ fn broken_rows_do_not_disturb_the_others() {
     }
 }
 
-/// The bytes that a step reports are those that the formulas of the design give.
+/// The bytes that a step reports are those of the design's formulas.
 #[test]
 fn only_candidates_cross_for_top_k() {
     let (size, rows, k) = (4, 3, 8);
@@ -104,7 +104,7 @@ fn only_candidates_cross_for_top_k() {
         assert_eq!(stats.bytes_received, gathered + rows as u64 * (8 * others + 40 * peers));
     }
     for (me, stats) in stats(Request::logits(DType::Bf16)).into_iter().enumerate() {
-        // Of each shard a row with its status word, in strides of 16 bytes.
+        // From each shard a row with its status word, in strides of 16 bytes.
         let stride =
             |m: usize| (2 * lmhead::layout::shard_range(1000, size, m).len() + 4).next_multiple_of(16);
         let others: usize = (0..size).filter(|m| *m != me).map(stride).sum();

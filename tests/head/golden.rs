@@ -10,7 +10,7 @@ use lmhead::result::{Output, Request};
 use lmhead::weights::{LoadOptions, Matrix};
 use lmhead_testkit::golden::{goldens, statuses};
 
-/// The status of each row, some of whose logits may overflow what is delivered: the files know f32 alone.
+/// The status of each row. Some logits may overflow the delivered type; the files only know f32.
 fn delivered(status: &[u8], logits: &[f64], vocab: usize, dtype: DType) -> Vec<u8> {
     let rows = status.iter().zip(logits.chunks(vocab));
     let of_row = |(&status, logits): (&u8, &[f64])| {

@@ -1,7 +1,7 @@
-//! The golden files of `tests/golden/adjusted`: masks, additions, penalties and logprobs that NumPy computed
+//! The golden files of `tests/golden/adjusted`: masks, logit bias, penalties and logprobs that NumPy computed
 //! over whole rows.
 
-use lmhead::adjust::{Additions, Adjustments, Counts, Penalties};
+use lmhead::adjust::{Adjustments, Counts, LogitBias, Penalties};
 use lmhead::config::HeadConfig;
 use lmhead::dtype::DType;
 use lmhead::head::LmHead;
@@ -21,7 +21,7 @@ struct Golden {
     k: usize,
 }
 
-/// Entries by row, as a file has them.
+/// Entries sorted by row, as a file stores them.
 struct Csr {
     ids: Vec<i64>,
     /// Where the entries of each row begin, over all rows.
@@ -47,7 +47,7 @@ impl Golden {
         Csr { ids: self.stored.i64s(ids), offsets }
     }
 
-    /// The answers of `size` ranks, one after the other; adjustments are left out for raw logprobs.
+    /// The answers of `size` ranks in rank order; adjustments are left out for raw logprobs.
     fn run(&self, size: usize, request: Request, chunk_bytes: u64) -> Vec<Answer> {
         let raw = matches!(request, Request::Logprobs { processed: false, .. });
         let checkpoint = self.stored.checkpoint();
@@ -56,7 +56,7 @@ impl Golden {
         let words = self.config.vocab_size.div_ceil(32);
         let has = |name: &str| self.stored.has(name) && !raw;
         let mask = has("allowed").then(|| self.stored.i32s("allowed"));
-        let additions = has("adjust_ids")
+        let logit_bias = has("adjust_ids")
             .then(|| (self.csr("adjust_rows", "adjust_ids"), self.stored.f32s("adjust_values")));
         let penalties = has("counts").then(|| {
             let counts: Vec<u32> = self.stored.i64s("counts").iter().map(|n| *n as u32).collect();
@@ -75,11 +75,11 @@ impl Golden {
             let hidden = HiddenRows::new(matrix.bytes, matrix.dtype, matrix.rows, matrix.columns).unwrap();
             let hidden = hidden.range(own.clone());
             let mut head = LmHead::new(&config, group, Arc::new(shard), exchange, backend()).unwrap();
-            let a = additions.as_ref().map(|(csr, values)| (csr, values, csr.own(&own)));
+            let a = logit_bias.as_ref().map(|(csr, values)| (csr, values, csr.own(&own)));
             let p = penalties.as_ref().map(|p| (p, p.0.own(&own)));
             let adjustments = Adjustments {
                 allowed: mask.as_ref().map(|m| &m[own.start * words..own.end * words]),
-                additions: a.as_ref().map(|(csr, values, (offsets, entries))| Additions {
+                logit_bias: a.as_ref().map(|(csr, values, (offsets, entries))| LogitBias {
                     offsets,
                     ids: &csr.ids[entries.clone()],
                     values: &values[entries.clone()],
@@ -118,7 +118,7 @@ fn adjusted_logits_best_ids_and_logprobs_are_those_of_numpy() {
             let answers = golden.run(size, Request::logits(DType::F32), 1 << 20);
             assert_eq!(statuses(&answers), status, "{name} P {size}");
             let got: Vec<f32> = answers.iter().flat_map(|a| a.output.logits_f32().unwrap()).collect();
-            // Exact: f32 values, of which -0 and +0 are equal.
+            // Exact f32 values, where -0 equals +0.
             assert_eq!(got, golden.stored.f32s("expected.logits"), "{name} P {size}");
 
             let answers = golden.run(size, Request::top_k(golden.k), 1 << 20);

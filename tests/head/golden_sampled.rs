@@ -41,7 +41,7 @@ impl Golden {
         Golden { config: stored.sizes(), params, allowed, stored }
     }
 
-    /// Tokens and status of all rows, from a group of `size` ranks that share rows and head.
+    /// Tokens and status of all rows, from a group of `size` ranks among which rows and head are divided.
     fn sampled(&self, size: usize) -> (Vec<i64>, Vec<RowStatus>) {
         let rows = self.params.len();
         let words = self.config.vocab_size.div_ceil(32);
@@ -109,13 +109,14 @@ fn a_top_k_that_is_searched_for() {
     compare("many_candidates");
 }
 
-/// min_p and top_p decide within two f32, and the seeds are such that the token shows how.
+/// min_p and top_p are within two f32 of changing the nucleus, and the seeds are such that the token shows
+/// which.
 #[test]
 fn filters_whose_decision_is_close() {
     compare("cuts");
 }
 
-/// How many ids are kept says more than one token can.
+/// The number of surviving ids shows more than one token can.
 #[test]
 fn as_many_ids_survive() {
     for name in ["filters", "many_candidates", "cuts"] {

@@ -25,7 +25,7 @@ struct Sums {
     /// `[rows, 3]`
     words: Vec<i64>,
     logsumexp: Vec<f64>,
-    /// `[rows, 2]`, where the logarithm is the f64 below or above the nearest one.
+    /// `[rows, 2]`: the f64 logarithms next below and above the nearest one.
     near: Vec<f64>,
     /// The logarithm of the true sum.
     truth: Vec<f64>,
@@ -93,8 +93,8 @@ fn the_logarithm_is_that_of_the_definition_and_close_to_the_truth() {
             let got = ExpSum::of(sums.row(row)).ln(max);
             let (want, near, truth) = (sums.logsumexp[row], &sums.near[row * 2..][..2], sums.truth[row]);
             let place = || format!("{} row {row}: {got}, expected {want}, truth {truth}", sums.name);
-            // The script's logarithm is the nearest f64; a library's may be the one beside it.
-            // The script has seen to it that this does not show in f32.
+            // The script's logarithm is the nearest f64; a library's may be a neighbour. The script makes
+            // sure that this does not show in f32.
             assert_eq!(got as f32, want as f32, "{}", place());
             assert!(got == want || near.contains(&got), "{}", place());
             if max.is_finite() && max.abs() <= 1_048_576.0 {
@@ -106,10 +106,10 @@ fn the_logarithm_is_that_of_the_definition_and_close_to_the_truth() {
     assert!(judged > 500, "{judged} rows");
 }
 
-/// Partials that are asked for their sums.
+/// Partials with sums.
 const SUMS: PartialSpec = PartialSpec { k: 1, sum: true, targets: 0 };
 
-/// The partial of a shard with these ids and logits, in words of 8 bytes.
+/// The partial of a shard with these ids and logits, in 8-byte words.
 fn partial(ids: &Range<usize>, logits: &[f32]) -> Vec<u64> {
     let mut words = vec![0; SUMS.stride(ids.len()) / 8];
     let mut best = Best::default();
@@ -143,8 +143,8 @@ fn parts_that_are_merged_have_the_sum_of_the_whole_wherever_they_are_cut() {
     }
 }
 
-/// The rows of a file as a head: hidden state i is 1 in place i and 0 elsewhere, so its logits are row i.
-/// An id whose logit is minus infinity is one that the row's mask does not allow.
+/// The rows of a file as a head: hidden state i is the i-th unit vector, so its logits are row i. An id with
+/// logit minus infinity is one that the row's mask forbids.
 #[test]
 fn heads_of_any_group_answer_the_same_logsumexp() {
     for sums in Sums::all() {

@@ -1,6 +1,5 @@
-//! Steps in two calls, into the caller's memory: the answers, and the buffers that are refused.
-//! That answers in buffers with gaps, of scattered rows, are those of plain steps for every request, mode and
-//! group is tested with the other requests, in `requests.rs`.
+//! Steps in two calls, into the caller's memory: the answers, and buffers that are refused. `requests.rs`
+//! tests strided buffers and scattered rows for every request, mode and group.
 
 use crate::contract::hooked::{When, hooked};
 use lmhead::backend::On;
@@ -25,7 +24,7 @@ fn test_head() -> TestHead {
     TestHead::random(300, HIDDEN, DType::F32, Quantization::None, 3)
 }
 
-/// Deadlines that nobody may wait for.
+/// A deadline that must not be reached.
 fn config() -> HeadConfig {
     HeadConfig { timeout: Duration::from_secs(60), ..test_head().config() }
 }
@@ -48,7 +47,7 @@ fn requests() -> [Request; 8] {
     ]
 }
 
-/// Targets and parameters of `rows` rows, as the request wants them.
+/// Targets and parameters of `rows` rows, as the request needs them.
 struct Owned {
     targets: Option<Vec<i64>>,
     sampling: Option<Vec<SamplingParams>>,
@@ -103,7 +102,7 @@ fn the_callers_buffers_have_what_an_answer_of_its_own_has() {
                             .unwrap();
                         let what = format!("{request}, {counts:?}, {size} ranks, rank {me}");
                         assert_same(&got, &want, &what);
-                        // What was exchanged is the same, too; times are not.
+                        // The bytes and rounds exchanged are the same, too; times are not.
                         let sums = |answer: &Answer| {
                             let stats = answer.stats;
                             (stats.bytes_sent, stats.bytes_received, stats.rounds, stats.rows_computed)
@@ -155,7 +154,7 @@ fn several_targets_of_a_row_are_answered_as_each_alone_and_minus_100_is_none() {
             }
         });
     }
-    // Other numbers below 0 are no targets.
+    // Other negative numbers are not valid targets.
     let mut head = head_of(&test, &config(), 1, 0, alone()).unwrap();
     for bad in [-1, -99, -101, 300, i64::MIN] {
         let inputs = RowInputs { targets: Some(&[5, bad, 6]), ..RowInputs::default() };
@@ -168,10 +167,10 @@ fn several_targets_of_a_row_are_answered_as_each_alone_and_minus_100_is_none() {
     }
 }
 
-/// A logit that is finite in f32 and not in the type that is delivered.
+/// A logit that is finite in f32 and infinite in the delivered type.
 #[test]
 fn a_logit_that_overflows_what_is_delivered_makes_its_row_not_finite_at_any_size() {
-    // With the row [1]: the largest f16 that is not rounded up to infinity, and the first that is.
+    // For the row [1]: the largest value that does not round to infinity, and the first that does.
     for (dtype, fits, overflows) in
         [(DType::F16, 65_519.996f32, 65_520.0f32), (DType::Bf16, f32::from_bits(0x7f7f_7fff), f32::MAX)]
     {
@@ -197,7 +196,7 @@ fn a_logit_that_overflows_what_is_delivered_makes_its_row_not_finite_at_any_size
                         let what = format!("{logit:e} in {dtype}, {size} ranks, id {at}");
                         assert_eq!(narrow.row_status, [first, RowStatus::Good], "{what}");
                         assert_eq!(wide.row_status, [RowStatus::Good; 2], "{what}");
-                        // The values are passed as they were rounded.
+                        // The values are delivered as rounded.
                         let got = narrow.output.logits_f32().unwrap()[at];
                         assert_eq!(got.is_infinite(), !finite, "{what}");
                     }
@@ -207,10 +206,10 @@ fn a_logit_that_overflows_what_is_delivered_makes_its_row_not_finite_at_any_size
     }
 }
 
-/// Spoils one of the caller's buffers, which borrow what it is given.
+/// Replaces one of the caller's buffers by a wrong one, which may borrow the given memory.
 type Spoil = for<'a> fn(AnswerBuffers<'a>, &'a mut [u64]) -> AnswerBuffers<'a>;
 
-/// Buffers of an answer to two rows of which one is wrong: the request, what is wrong, what the error says.
+/// Buffers for two rows of which one is wrong: the request, the mistake, the message.
 fn spoilt() -> [(Request, Spoil, &'static str); 12] {
     let (logits, logprobs) = (Request::logits(DType::Bf16), Request::logprobs(2));
     [
@@ -278,7 +277,7 @@ fn spoilt() -> [(Request, Spoil, &'static str); 12] {
     ]
 }
 
-/// A step of two rows into buffers of which `spoil` makes one wrong.
+/// A step of two rows in which `spoil` makes one buffer wrong.
 fn spoilt_step(head: &mut LmHead, size: usize, request: &Request, spoil: Spoil) -> Result<()> {
     let bytes = test_head().rows(2, 5);
     let hidden = HiddenRows::new(&bytes, DType::F32, 2, HIDDEN)?;
@@ -287,7 +286,7 @@ fn spoilt_step(head: &mut LmHead, size: usize, request: &Request, spoil: Spoil) 
     let (mut buffers, mut own) = (OwnBuffers::new(request, 2, 300, 1), [0u64; 20]);
     let answer = spoil(buffers.lend(), &mut own);
     let done = head.run_into(ticket, hidden, &owned.inputs(), answer, On::default()).map(|_| ());
-    // Nobody has written to the status, which is right in all cases but one.
+    // Nothing was written to the status, a buffer that is right in all cases but one.
     assert!(buffers.row_status.iter().all(|byte| *byte == 0xa5), "{done:?}");
     done
 }
@@ -322,7 +321,7 @@ fn bad_buffers_are_refused_by_name_and_a_head_of_one_rank_stays_usable() {
     let done = head.run_into(ticket.unwrap(), hidden, &RowInputs::default(), answer, On::default());
     let text = done.unwrap_err().to_string();
     assert!(text.contains("logits: wanted memory that hidden_states does not use"), "{text}");
-    // A workspace that is no workspace of this backend, is misaligned, or is the answer's memory.
+    // A workspace that is not of this backend's memory, is misaligned, or overlaps the answer.
     let mut room = vec![0u8; 1024];
     let address = room.as_mut_ptr().expose_provenance() as u64;
     let aligned = address.next_multiple_of(256);
@@ -344,7 +343,7 @@ fn bad_buffers_are_refused_by_name_and_a_head_of_one_rank_stays_usable() {
         let error = head.run_into(ticket, hidden, &RowInputs::default(), answer, on).unwrap_err();
         assert!(error.to_string().contains(text), "{error}\nwant {text}");
     }
-    // Rows and indices in a device's memory, which this backend has not.
+    // Rows and indices in device memory, which this backend does not have.
     for device_rows in [true, false] {
         // SAFETY: refused before anybody reads there.
         let far = unsafe { Span::from_raw(Memory::Device(0), 0x1000, 2 * 4 * HIDDEN) };
@@ -376,7 +375,7 @@ fn the_peers_of_bad_buffers_are_told_at_once_and_before_anything_is_sent() {
     for (request, spoil, text) in spoilt() {
         let began = Instant::now();
         let errors = each_rank(SIZE, |me, exchange| {
-            // Steps without headers: the first thing to be sent would be the rows.
+            // Steps without headers: the first bytes sent would be the rows.
             let config = HeadConfig { verify: Verify::WarmUp, ..config() };
             let (sent, on) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(false)));
             let (count, counting) = (Arc::clone(&sent), Arc::clone(&on));
@@ -414,7 +413,8 @@ fn the_peers_of_bad_buffers_are_told_at_once_and_before_anything_is_sent() {
     }
 }
 
-/// A step that ends in its second chunk has answered the first, and leaves the caller's memory as it was.
+/// A step that fails in its second chunk has computed the first, and must leave the caller's memory
+/// unwritten.
 #[test]
 fn the_callers_memory_is_written_by_whole_answers_only() {
     let test = test_head();

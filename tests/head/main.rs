@@ -1,5 +1,5 @@
-//! [`LmHead`](lmhead::LmHead) whole, over groups of ranks on threads: answers against float64, golden files
-//! and the unsharded head; the contract between ranks.
+//! [`LmHead`](lmhead::LmHead) over groups of ranks on threads: answers against float64, golden files and the
+//! unsharded head; the contract between ranks.
 
 mod aborts;
 mod contract;

@@ -1,4 +1,4 @@
-//! Ranks as tasks of somebody's rayon pool: their steps are those of ranks on threads.
+//! Ranks that run as tasks of a caller's rayon pool answer like ranks on threads.
 
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
@@ -17,7 +17,7 @@ fn requests() -> [Request; 4] {
     [Request::logits(DType::F32), Request::top_k(5), Request::logprobs(2), Request::sample()]
 }
 
-/// A head, and a step of every request.
+/// Makes a head and runs a step of every request.
 fn rank(test: &TestHead, config: &HeadConfig, me: usize, exchange: Arc<dyn Exchange>) -> Result<Vec<Answer>> {
     let mut head = head_of(test, config, SIZE, me, exchange)?;
     let rows = 40;
@@ -36,8 +36,8 @@ fn rank(test: &TestHead, config: &HeadConfig, me: usize, exchange: Arc<dyn Excha
     requests().into_iter().map(answer).collect()
 }
 
-/// A worker that waits in rayon for the backend would start the next rank's task in the middle of its own
-/// step: 18 to 20 of 20 such rounds timed out.
+/// A worker that waited for the backend inside rayon would start the next rank's task in the middle of its
+/// own step: 18 to 20 of 20 such rounds timed out.
 #[test]
 fn ranks_that_are_tasks_of_another_rayon_pool_answer_as_threads_do() {
     let test = TestHead::random(3000, 64, DType::Bf16, Quantization::None, 3);
@@ -67,7 +67,7 @@ fn ranks_that_are_tasks_of_another_rayon_pool_answer_as_threads_do() {
     }
 }
 
-/// Where rayon runs a parallel loop in another pool, the backend is called from the middle of it as well.
+/// A parallel loop that rayon runs in another pool also calls the backend from within.
 #[test]
 fn a_head_alone_answers_from_inside_a_parallel_loop() {
     use rayon::prelude::*;
@@ -84,7 +84,7 @@ fn a_head_alone_answers_from_inside_a_parallel_loop() {
     assert_eq!(want, got);
 }
 
-/// Two of the ranks hold the pool's threads while the others wait for one.
+/// Two ranks hold the pool's threads while they wait for the third.
 #[test]
 fn a_pool_of_fewer_threads_than_ranks_is_named() {
     let test = TestHead::random(200, 16, DType::F32, Quantization::None, 3);

@@ -1,5 +1,5 @@
-//! Public reports of engines that shard their heads, each as a test: what went wrong there ends in a named
-//! error here, or cannot happen. nccl#1906, an all_gather in another order, is in `wrong_transports`.
+//! Public bug reports of engines that shard their heads, each as a test: what went wrong there ends in a
+//! named error here, or cannot happen. nccl#1906, an all_gather in the wrong order, is in `wrong_transports`.
 
 use lmhead::adjust::{Adjustments, Counts, Penalties};
 use lmhead::config::{HeadConfig, Quantization};
@@ -27,7 +27,7 @@ fn config(name: &str, timeout_ms: u64) -> HeadConfig {
     HeadConfig { name: name.into(), timeout: Duration::from_millis(timeout_ms), ..test_head().config() }
 }
 
-/// A step with `rows` rows of `seed` and whatever the request needs beside them.
+/// A step with `rows` rows of `seed` and the inputs that the request needs.
 fn step(head: &mut LmHead, counts: RowCounts, request: Request, rows: usize, seed: u64) -> Result<Answer> {
     let test = test_head();
     let bytes = test.rows(rows, seed);
@@ -64,9 +64,9 @@ fn requests() -> [Request; 5] {
     [Request::argmax(), logits, Request::top_k(4), Request::logprobs(2), Request::sample()]
 }
 
-/// vllm-ascend#17232: an idle rank ran another collective before the LM head, active ranks after. Here the
-/// other collective is a draft head's on the same transport: both sides wait, each in its head, and the
-/// errors name both places.
+/// vllm-ascend#17232: an idle rank ran another collective before the LM head, active ranks after it. Here the
+/// other collective is a draft head's on the same transport: each side waits in its own head, and the errors
+/// name both places.
 #[test]
 fn vllm_ascend_17232_an_idle_rank_in_another_collective() {
     let errors = each_rank(SIZE, |me, exchange| {
@@ -76,7 +76,7 @@ fn vllm_ascend_17232_an_idle_rank_in_another_collective() {
         let idle = me == 1;
         let (first, second) = if idle { (&mut draft, &mut target) } else { (&mut target, &mut draft) };
         let error = argmax(first, SIZE).and_then(|_| argmax(second, SIZE)).unwrap_err();
-        // Whoever has given up must not be gone before the others' deadline.
+        // A rank that has given up must not leave before the others' deadline.
         std::thread::sleep(Duration::from_millis(600));
         error
     });
@@ -92,19 +92,19 @@ fn vllm_ascend_17232_an_idle_rank_in_another_collective() {
     }
 }
 
-/// What a head is called where only its id is known.
+/// The name of a head in messages where only its id is known.
 fn id_of(name: &str) -> String {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     format!("{:#010x}", name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv) as u32)
 }
 
-/// vllm-ascend#14668: idle ranks never computed logits, and padded indices would corrupt penalties. Idle
-/// ranks take part in steps of a fixed capacity with penalties; whatever the padding, the rows' answers are
-/// those of one rank alone.
+/// vllm-ascend#14668: idle ranks never computed logits, and padded indices would have corrupted penalties.
+/// Here idle ranks take part in capacity steps with penalties; whatever the padding, the answers are those of
+/// one rank alone.
 #[test]
 fn vllm_ascend_14668_idle_ranks_penalties_and_capacity() {
     let vocab = test_head().vocab;
-    // Penalties of row `row` of a rank: they would show on any other row.
+    // The penalties of row `row` of a rank, which would show on any other row.
     let adjusted = |head: &mut LmHead, counts: RowCounts, request: Request, rows: usize, seed: u64| {
         let bytes = test_head().rows(rows, seed);
         let hidden = HiddenRows::new(&bytes, DType::F32, rows, 16)?;
@@ -120,7 +120,7 @@ fn vllm_ascend_14668_idle_ranks_penalties_and_capacity() {
             counts: Counts { offsets: &offsets, ids: &ids, counts: &counted, in_prompt: &in_prompt },
         };
         let adjustments = Adjustments { penalties: Some(penalties), ..Adjustments::default() };
-        // An idle rank has none, or an empty list: both are legal.
+        // An idle rank passes none or an empty list: both are legal.
         let adjustments = (rows > 0 || seed.is_multiple_of(2)).then_some(adjustments);
         let (targets, sampling) = (vec![7; rows], vec![SamplingParams::default(); rows]);
         let inputs = RowInputs {
@@ -162,8 +162,9 @@ fn vllm_ascend_14668_idle_ranks_penalties_and_capacity() {
 }
 
 /// vllm-ascend#4254: a dummy step called the head once, whatever the number of speculative tokens. With equal
-/// requests the active ranks wait in a step that the idle rank never makes, and the error names its number;
-/// with a draft of its own kind the headers of the first step too many name the requests.
+/// requests the active ranks wait in a step that the idle rank never makes, and the error names the step's
+/// number. With a request of another kind for drafts, the headers of the first surplus step name the
+/// requests.
 #[test]
 fn vllm_ascend_4254_a_dummy_step_with_one_call() {
     const SPECULATIVE: u64 = 3;
@@ -179,7 +180,7 @@ fn vllm_ascend_4254_a_dummy_step_with_one_call() {
                     }
                 }
             }
-            // The idle rank has made both of its calls and does something else: longer than anybody waits.
+            // The idle rank has made both of its calls and is busy for longer than the others' deadline.
             std::thread::sleep(Duration::from_millis(1500));
             None
         });
@@ -202,8 +203,8 @@ fn vllm_ascend_4254_a_dummy_step_with_one_call() {
 }
 
 /// vllm#44185: one rank skips its draft head while the target goes on. Both heads have channels of their own,
-/// so the target's next step works on nobody's messages of the draft; who waits in the draft learns where the
-/// other is.
+/// so the target's next step never receives messages of the draft; a rank waiting in the draft learns where
+/// the other is.
 #[test]
 fn vllm_44185_a_rank_that_skips_its_draft_head() {
     let errors = each_rank(SIZE, |me, exchange| {
@@ -219,7 +220,7 @@ fn vllm_44185_a_rank_that_skips_its_draft_head() {
             argmax(&mut target, SIZE)
         };
         let error = steps().unwrap_err();
-        // Whoever has given up keeps its place until the others have seen it. Rebuilt, both go on.
+        // A rank that has given up stays until the others have seen it. After a rebuild both go on.
         std::thread::sleep(Duration::from_millis(300));
         draft.rebuild().unwrap();
         target.rebuild().unwrap();
@@ -239,7 +240,7 @@ fn vllm_44185_a_rank_that_skips_its_draft_head() {
 }
 
 /// vllm#48568: the warm-up brought fewer rows, and the first speculative step, which has 1 + k rows for each,
-/// hung. After `warm_up(c)` no step of up to c rows makes a call of the backend that the warm-up has not made
+/// hung. Here, after `warm_up(c)`, no step of up to c rows makes a backend call that the warm-up has not made
 /// with as many rows.
 #[test]
 fn vllm_48568_no_first_use_after_the_warm_up() {
@@ -256,7 +257,7 @@ fn vllm_48568_no_first_use_after_the_warm_up() {
         });
         let group = HeadGroup::data_parallel(SIZE, me).unwrap();
         let shard = test_head().shard(group.shard(300, me));
-        // Chunks of logprobs of a few rows: a step has several.
+        // A chunk of logprobs holds a few rows, so that a step has several chunks.
         let config = HeadConfig { logprobs_chunk_bytes: 8000, ..config("lm_head", 30_000) };
         let mut head = LmHead::new(&config, group, shard, exchange, backend).unwrap();
         head.warm_up(MOST, &requests()).unwrap();
@@ -283,9 +284,9 @@ fn vllm_48568_no_first_use_after_the_warm_up() {
     });
 }
 
-/// sglang#39899: an idle rank worked out `cumsum([0]) - 1`, an index of -1. Here an idle rank selects nothing
-/// from nothing, in every mode and request, also where all ranks are idle, and an index into no rows is
-/// refused by name.
+/// sglang#39899: an idle rank computed `cumsum([0]) - 1`, an index of -1. Here an idle rank selects nothing
+/// from nothing, in every mode and request, also when all ranks are idle; an index into no rows is refused by
+/// name.
 #[test]
 fn sglang_39899_selections_of_idle_ranks() {
     let zero = |head: &mut LmHead, counts: RowCounts, request: Request, selection: Option<&[usize]>| {
@@ -340,8 +341,8 @@ fn tensorrt_llm_16440_each_shard_owns_the_maximum() {
         let group = HeadGroup::data_parallel(size, 0).unwrap();
         let shard = group.shard(vocab, owner);
         let mut test = test_head();
-        // Row r of the group has its maximum at another id of the owner's shard: its weights select component
-        // r alone.
+        // Row r of the group has its maximum at its own id of the owner's shard: that id's weights select
+        // component r alone.
         let ids: Vec<usize> =
             (0..hidden).map(|r| shard.start + r * (shard.len() - 1) / (hidden - 1)).collect();
         for (r, &id) in ids.iter().enumerate() {
@@ -376,7 +377,7 @@ fn tensorrt_llm_16440_each_shard_owns_the_maximum() {
 }
 
 /// TensorRT-LLM#7891: the group's size followed one step's token count. Here it is fixed when the head is
-/// made, and the same rows have the same bits whatever the step around them.
+/// made, and the same rows have the same bits in any step.
 #[test]
 fn tensorrt_llm_7891_the_group_does_not_follow_the_tokens_of_a_step() {
     let want = alone(Request::top_k(3), 2, 5);

@@ -1,5 +1,5 @@
-//! Requests, on the CPU: the property of `lmhead_testkit::requests`, ranks that disagree, bad input, and what
-//! crosses between ranks.
+//! Requests on the CPU: the property of `lmhead_testkit::requests`, ranks that disagree, bad input, and the
+//! bytes exchanged.
 
 use lmhead::adjust::Adjustments;
 use lmhead::config::{Quantization, Verify};
@@ -38,8 +38,8 @@ fn small() -> TestHead {
     TestHead::random(512, 8, DType::F32, Quantization::None, 5)
 }
 
-/// Runs a step on each rank of [`SIZE`]; `own` gives the mask that the rank brings, `announced` whether it
-/// says so.
+/// Runs a step on each rank of [`SIZE`]; `own` gives the mask that the rank passes, `announced` whether its
+/// step options announce one.
 fn masked_steps(
     verify: Verify,
     request: Request,
@@ -104,10 +104,10 @@ fn each_shard_is_sent_its_slice_in_two_rounds() {
     for (rank, (plain, masked)) in plain.into_iter().zip(masked).enumerate() {
         let (plain, masked) = (plain.unwrap(), masked.unwrap());
         assert_eq!(row_bits(&plain, 0), row_bits(&masked, 0), "all ids are allowed");
-        // Header, gather, candidates; and sizes, slices.
+        // Header, gather, candidates; with masks also sizes and slices.
         assert_eq!((plain.stats.rounds, masked.stats.rounds), (3, 5));
         let peers = SIZE as u64 - 1;
-        // A size for each peer; the kinds and 2 rows of 128 bits of the ranks that have a mask.
+        // To each peer a size; from ranks with a mask also the kinds and 2 rows of 128 bits.
         let slice = 4 + ROWS as u64 * 16;
         let sent = if rank < 2 { peers * slice } else { 0 };
         let received = if rank < 2 { slice } else { 2 * slice };
@@ -146,7 +146,7 @@ fn logprobs_take_three_rounds_a_chunk_and_their_bytes_are_counted() {
     let mut first = None;
     for counts in modes {
         for top_n in [0, 5] {
-            // Of a shard's 128 f32 logits and 8 f32 hidden states.
+            // 128 f32 logits of a shard and 8 f32 hidden states.
             let row = lmhead_testkit::chunk_row(128, 8 * 4, 1, top_n, SIZE);
             for (chunk_bytes, chunks) in
                 [(row, 8), (4 * row - 1, 3), (8 * row - 1, 2), (8 * row, 1), (1 << 40, 1)]
@@ -162,7 +162,7 @@ fn logprobs_take_three_rounds_a_chunk_and_their_bytes_are_counted() {
                     let partial = 40 + 8 * (top_n as u64).max(1) + 8;
                     let fixed =
                         peers * (HEADER_BYTES as u64 + ROWS as u64 * (4 + 32) + ROWS as u64 * partial);
-                    // Every rank says something of every target: its logit, or that it has not got it.
+                    // Every rank sends for every target its logit, or that the target is not in its shard.
                     assert_eq!(stats.bytes_sent, fixed + peers * 4 * all);
                     assert_eq!(stats.bytes_received, stats.bytes_sent);
                     assert_eq!(stats.rows_computed, all);
@@ -227,7 +227,7 @@ fn bad_logprobs_are_refused_with_the_row_and_the_rule() {
 
 #[test]
 fn the_memory_of_a_chunk_is_kept_for_any_number_of_rows() {
-    // 3000 rows x 2000 ids would be 24 MB of logits; the bound is 1 MB for the two ranks each.
+    // 3000 rows x 2000 ids would be 24 MB of logits; each of the two ranks is limited to 1 MB.
     let test = TestHead::random(2000, 8, DType::F32, Quantization::None, 9);
     let answers = each_rank(2, |me, exchange| {
         let mut config = test.config();
@@ -240,8 +240,8 @@ fn the_memory_of_a_chunk_is_kept_for_any_number_of_rows() {
         let step = head.step(RowCounts::exact(&[3000, 1]), &Request::logprobs(1)).unwrap();
         step.run_with(hidden, &RowInputs { targets: Some(&targets), ..RowInputs::default() }).unwrap()
     });
-    // A row is (1024 logits + 8 hidden states) x 4 bytes and 168 for candidates: 232 to a chunk, rank 1's one
-    // row in the first.
+    // A row is (1024 logits + 8 hidden states) x 4 bytes and 168 for candidates: 232 rows to a chunk; rank
+    // 1's one row is in the first.
     let chunks = 3001usize.div_ceil(232) as u32;
     for answer in &answers {
         assert_eq!(answer.stats.rounds, 2 + 3 * chunks);

@@ -1,6 +1,6 @@
-//! Sampled tokens: how often each is drawn, on what it may not depend, the rounds it takes, and what is
-//! refused. That a token is the one that the definition gives over full logits, at any sharding, is tested
-//! with the other requests in `requests.rs`.
+//! Sampled tokens: their frequencies, what they must not depend on, the rounds they take, and refused
+//! parameters. `requests.rs` tests, with the other requests, that a token is the one that the definition
+//! gives over full logits at any sharding.
 
 use crate::contract::hooked::{When, hooked};
 use lmhead::config::{HeadConfig, Quantization, Verify};
@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// A head whose logits for the row `[1]` are `logits`, bit by bit.
+/// A head whose logits for the row `[1]` are `logits`, bit for bit.
 fn head_with(logits: &[f32]) -> TestHead {
     TestHead {
         vocab: logits.len(),
@@ -34,12 +34,12 @@ fn head_with(logits: &[f32]) -> TestHead {
 }
 
 /// Draws one token for each of `params` from the same logits, on `size` ranks that share the rows and the
-/// head; with it the stats of rank 0.
+/// head; also returns the stats of rank 0.
 fn draw(logits: &[f32], size: usize, params: &[SamplingParams]) -> (Vec<i64>, lmhead::result::StepStats) {
     draw_from(&head_with(logits), size, params)
 }
 
-/// The same from a head with one column, for the row `[1]`.
+/// As `draw`, from a head with one column, for the row `[1]`.
 fn draw_from(
     test: &TestHead,
     size: usize,
@@ -85,7 +85,7 @@ fn tokens_are_drawn_as_often_as_the_filtered_softmax_says() {
     for (i, (name, params)) in cases.into_iter().enumerate() {
         let seed = 1000 + i as u64;
         let logits: Vec<f32> = Random(seed).normals(1300).into_iter().map(|l| 3.0 * l).collect();
-        // One request's positions, and many requests' first tokens.
+        // Positions of one request, and first tokens of many requests.
         for by_position in [true, false] {
             let rows: Vec<SamplingParams> = (0..DRAWS as u64)
                 .map(|n| match by_position {
@@ -112,7 +112,7 @@ fn tokens_are_drawn_as_often_as_the_filtered_softmax_says() {
 
 #[test]
 fn a_sampler_that_is_off_by_five_percent_would_be_seen() {
-    // What the test above can see: draws at temperature 1 against the distribution of temperature 1.05.
+    // The sensitivity of the test above: draws at temperature 1 against the distribution of temperature 1.05.
     let logits: Vec<f32> = Random(7).normals(1300).into_iter().map(|l| 3.0 * l).collect();
     let rows: Vec<SamplingParams> = (0..2 * DRAWS as u64)
         .map(|position| SamplingParams { position, ..SamplingParams::default() })
@@ -150,8 +150,8 @@ fn tokens_of_neighbouring_positions_seeds_and_ids_are_independent() {
             "{name}: chi-square {statistic:.1} with {degrees} degrees of freedom"
         );
     }
-    // Noise of one row: with all logits equal, each id is the largest equally often, whatever words of a
-    // counter they share.
+    // Noise of one row: with equal logits each id wins equally often, whichever word of a Philox counter it
+    // uses.
     let logits = vec![-3.5f32; 70];
     let rows: Vec<SamplingParams> = (0..DRAWS as u64).map(|n| at((n ^ 0xabcd, 3))).collect();
     let mut counts = vec![0; 70];
@@ -166,12 +166,12 @@ fn rounds_and_bytes_follow_from_the_parameters_and_not_from_the_logits() {
     const ROWS: usize = 3;
     const VOCAB: usize = 2560; // shards of 640
     let plain = SamplingParams::default();
-    // Headers, hidden rows and parameters: 3 rounds, 96 + 3 · 4 + 3 · 32 bytes from each of the others.
+    // Headers, hidden rows and parameters: 3 rounds, 96 + 3 · 4 + 3 · 32 bytes from each peer.
     let before = (3, (SIZE - 1) * (HEADER_BYTES + ROWS * (4 + 32)));
     let candidate = (1, (SIZE - 1) * ROWS * 8);
     let maxima = (1, (SIZE - 1) * SIZE * ROWS * 4);
-    // Four times, as there are few rows: histograms of 256 words for the own rows, and 8 bytes for every
-    // other rank's rows.
+    // Four digits, because there are few rows: for each, histograms of 256 words for the own rows, and 8
+    // bytes for every other rank's rows.
     let cut = (8, 4 * (SIZE - 1) * ROWS * (256 * 8 + 8));
     let listed = |k: usize| (1, (SIZE - 1) * ROWS * 8 * k);
     for (params, rounds) in [
@@ -197,8 +197,8 @@ fn rounds_and_bytes_follow_from_the_parameters_and_not_from_the_logits() {
     }
 }
 
-/// The more rows a rank decides and the more shards there are, the smaller are the digits that a cut is
-/// searched by: no token may show it.
+/// The more rows a rank decides and the more shards there are, the fewer bits each digit of the search for a
+/// cut has. Tokens must not depend on that.
 #[test]
 fn tokens_do_not_depend_on_the_digits_that_cuts_are_searched_by() {
     const VOCAB: usize = 1100;
@@ -210,7 +210,7 @@ fn tokens_do_not_depend_on_the_digits_that_cuts_are_searched_by() {
                 seed: 3,
                 position: row,
                 top_p: [0.3, 0.9, 0.999][row as usize % 3],
-                // One row in four is cut twice.
+                // One row in four has two cuts.
                 top_k: if row % 4 == 0 { 1060 } else { 0 },
                 temperature: 2.0,
                 ..SamplingParams::default()
@@ -225,14 +225,14 @@ fn tokens_do_not_depend_on_the_digits_that_cuts_are_searched_by() {
         }
     }
     // Headers, rows, parameters, largest logits and candidates take five rounds; each of the two searches has
-    // its own digits.
+    // a number of digits of its own.
     let (fewest, most) = (*digits_seen.first().unwrap(), *digits_seen.last().unwrap());
     assert!(fewest == 5 + 2 * (4 + 4) && most >= 5 + 2 * (5 + 7), "{digits_seen:?}");
 }
 
-/// The digits of a cut follow from the rows that each rank decides. With tensor parallelism that is a part of
-/// its replica's rows, whether it is answered all of them or not, and in no mode does any rank take other
-/// rounds than its peers.
+/// The digits of a cut follow from the number of rows that each rank decides. With tensor parallelism that is
+/// a part of its replica's rows, whether the rank is answered all of them or not. In no mode may a rank take
+/// other rounds than its peers.
 #[test]
 fn ranks_search_by_the_same_digits_in_every_mode_and_layout() {
     const ROWS: [usize; 3] = [801, 0, 30];
@@ -245,8 +245,8 @@ fn ranks_search_by_the_same_digits_in_every_mode_and_layout() {
     };
     let (alone, _) = draw(&logits, 1, &params(0, ROWS.iter().sum()));
     let layout = ParallelLayout { dp: 3, tp: 2, pp: 1, order: RankOrder::default() };
-    // Beside the two rounds of each digit: rows, parameters, largest logits and candidates, and with exact
-    // and discovered counts the headers.
+    // Rounds beside the two of each digit: rows, parameters, largest logits and candidates, and the headers
+    // with exact and discovered counts.
     type Mode = (&'static str, fn(usize) -> RowCounts, u32);
     let modes: [Mode; 3] = [
         ("exact", |_| RowCounts::exact(&ROWS), 5),
@@ -275,7 +275,7 @@ fn ranks_search_by_the_same_digits_in_every_mode_and_layout() {
             });
             for (rank, answer) in answers.iter().enumerate() {
                 let stats = answer.stats;
-                // The first rank of a replica decides 401 rows at the most, for five others: 2005, six
+                // The first rank of a replica decides at most 401 rows for five others: 2005, which makes six
                 // digits.
                 assert_eq!(stats.rounds, others + 2 * 6, "{mode}, split {split}, rank {rank}");
                 if mode == "exact" {
@@ -339,7 +339,7 @@ fn tensor_parallel_ranks_that_disagree_on_parameters_are_named() {
         for verify in [Verify::Always, Verify::WarmUp] {
             let own = |rank: usize| {
                 let mut params = vec![SamplingParams::default(); 2];
-                // One rank would take ten rounds more than its neighbour.
+                // One rank would take ten rounds more than its peer.
                 params[1].top_p = if rank == 3 { 0.5 } else { 1.0 };
                 Some(params)
             };
@@ -357,8 +357,8 @@ fn tensor_parallel_ranks_that_disagree_on_parameters_are_named() {
     }
 }
 
-/// The busiest of the ranks fixes the rounds of a search; of an odd number of rows two ranks decide different
-/// numbers.
+/// The rank with most rows determines the rounds of a search, and of an odd number of rows two ranks decide
+/// different numbers.
 #[test]
 fn a_warm_up_is_the_same_on_every_rank_where_searches_change_their_rounds() {
     const MOST: usize = 1000;
@@ -383,14 +383,14 @@ fn in_capacity_mode_tensor_parallel_ranks_see_each_others_headers_with_the_param
     let plain = |_: usize| Some(vec![SamplingParams::default(); 2]);
     for answer in four_ranks(Verify::Always, |_| RowCounts::capacity(3, 2), plain) {
         let stats = answer.unwrap().stats;
-        // Padded rows of the one peer of the same tp index; headers and parameters, then candidates, of all
+        // Padded rows of the one peer of the same tp index, then headers and parameters and candidates of all
         // three others.
         let bytes = (HEADER_BYTES as u64 + 3 * 8 * 4) + 3 * (HEADER_BYTES as u64 + 2 * 32) + 3 * 2 * 8;
         assert_eq!((stats.rounds, stats.bytes_received), (3, bytes));
     }
 }
 
-/// `inner`, whose bytes come damaged in one operation.
+/// `inner` with the bytes of one operation damaged.
 fn damaged(inner: Arc<dyn Exchange>, operation: Operation, seed: u64) -> Arc<dyn Exchange> {
     let random = Mutex::new(Random(seed));
     hooked(inner, move |when, call, recv| {
@@ -407,7 +407,7 @@ fn damaged(inner: Arc<dyn Exchange>, operation: Operation, seed: u64) -> Arc<dyn
     })
 }
 
-/// What a peer of another version, or with broken memory, may send: an error or an answer within the
+/// Bytes that a peer of another version or with broken memory may send give an error or an answer within the
 /// vocabulary, never a panic.
 #[test]
 fn damaged_bytes_neither_panic_nor_leave_the_vocabulary() {
@@ -471,8 +471,8 @@ fn a_vocabulary_whose_masses_would_overflow_at_full_precision_is_sampled() {
     }
 }
 
-/// The shard with the infinite logit has the largest of the others too, of which the other shards then do not
-/// know. Behind the smaller head's ids there are shards without any, whose largest logit is minus infinity.
+/// The shard with the infinite logit also has the largest of the others, which the other shards then do not
+/// know. Beyond the smaller head's ids are shards without ids, whose largest logit is minus infinity.
 #[test]
 fn a_row_that_is_not_finite_in_one_shard_has_no_token_whatever_the_filters_and_ends_no_step() {
     let plain = SamplingParams::default();
@@ -549,8 +549,8 @@ fn parameters_for_another_request_are_refused() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-    /// Noise is not a function of anything but seed, position and id: any two rows with the same of these and
-    /// the same logits agree.
+    /// The noise is a function of seed, position and id alone: any two rows that agree in these and in their
+    /// logits draw the same token.
     #[test]
     fn a_token_is_the_same_at_any_group_size_and_beside_any_rows(
         logits in prop::collection::vec(

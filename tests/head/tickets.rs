@@ -1,4 +1,4 @@
-//! A step that has begun is run once, by the head that began it.
+//! A step that was begun is run once, by the head that began it.
 
 use crate::contract::hooked::{When, hooked};
 use lmhead::backend::On;
@@ -21,7 +21,7 @@ fn test_head() -> TestHead {
     TestHead::random(200, 16, DType::F32, Quantization::None, 3)
 }
 
-/// Deadlines that nobody may wait for.
+/// A deadline that must not be reached.
 fn config() -> HeadConfig {
     let patient = Duration::from_secs(60);
     HeadConfig { timeout: patient, create_timeout: patient, ..test_head().config() }
@@ -56,7 +56,7 @@ fn assert_no_ticket(error: &Error) {
     assert!(error.to_string().contains("ticket: wanted that of the step that has begun"), "{error}");
 }
 
-/// What all ranks were told of what rank 1 did, each with the time since the step began.
+/// Checks the errors of all ranks after a mistake of rank 1, each with the time since the step began.
 fn assert_told_at_once(errors: &[(Error, Duration)], reason: &str) {
     for (rank, (error, time)) in errors.iter().enumerate().filter(|(rank, _)| *rank != 1) {
         assert!(matches!(error, Error::StepMismatch { .. }), "rank {rank}: {error}");
@@ -71,13 +71,14 @@ fn a_ticket_of_another_head_or_of_a_step_that_has_ended_changes_nothing() {
     let (mut one, mut other) = (alone(), alone());
     let want = good_step(&mut one).unwrap();
     good_step(&mut other).unwrap();
-    // Both heads have begun as many steps: their tickets still differ.
+    // Both heads have begun equally many steps: their tickets still differ.
     let (of_one, of_other) = (begin(&mut one).unwrap(), begin(&mut other).unwrap());
     assert_no_ticket(&run(&mut one, of_other).unwrap_err());
     assert_eq!(run(&mut one, of_one).unwrap(), want, "its own step goes on");
     assert!(one.poisoned().is_none());
 
-    // The other head's step has begun, and its ticket is gone. Rebuilt, it goes on; an older ticket is none.
+    // The other head has begun a step whose ticket is gone. After a rebuild it goes on; older tickets stay
+    // invalid.
     other.rebuild().unwrap();
     let old = begin(&mut other).unwrap();
     other.rebuild().unwrap();
@@ -100,7 +101,7 @@ fn a_step_that_begins_within_another_ends_both_and_is_told() {
         let error = if me == 1 {
             let error = begin(&mut head).unwrap_err();
             assert!(error.to_string().contains("wanted the step that has begun to be run"), "{error}");
-            // The first step went with it.
+            // The first step has ended, too.
             let refused = begin(&mut head).unwrap_err();
             assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
             drop(ticket);
@@ -120,7 +121,7 @@ fn a_step_that_begins_within_another_ends_both_and_is_told() {
 #[test]
 fn a_head_that_goes_with_a_step_begun_tells_its_peers() {
     let ended = each_rank(SIZE, |me, exchange| {
-        // The transport lives on: it is the head that tells.
+        // The transport lives on: it is the head that notifies the peers.
         let mut head = head_of(&test_head(), &config(), SIZE, me, Arc::clone(&exchange)).unwrap();
         good_step(&mut head).unwrap();
         let began = Instant::now();
@@ -142,7 +143,7 @@ fn a_head_that_goes_with_a_step_begun_tells_its_peers() {
     }
 }
 
-/// Nothing shows that a ticket is lost, until the head is rebuilt: then the peers' waits end.
+/// A lost ticket goes unnoticed until the head is rebuilt, which ends the peers' waits.
 #[test]
 fn a_lost_ticket_ends_with_the_rebuilding() {
     let ended = each_rank(SIZE, |me, exchange| {
@@ -169,7 +170,7 @@ fn a_lost_ticket_ends_with_the_rebuilding() {
     }
 }
 
-/// The counts are there between the two calls, where they are known.
+/// Where the counts are known, they can be read between the two calls.
 #[test]
 fn counts_are_known_between_beginning_and_run() {
     let rows = [2, 0, 3];
@@ -193,7 +194,7 @@ fn counts_are_known_between_beginning_and_run() {
     });
 }
 
-/// A step is checked when it begins: a rank that disagrees is known before any rank has brought rows.
+/// A step is checked when it begins: a rank that disagrees is found before any rank has passed rows.
 #[test]
 fn the_contract_is_checked_when_a_step_begins() {
     each_rank(SIZE, |me, exchange| {

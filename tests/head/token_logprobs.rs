@@ -1,4 +1,4 @@
-//! What is told of sampled tokens, beside what a step of logprobs tells of the same ids.
+//! Logprobs of sampled tokens equal those that a logprobs step gives for the same ids.
 
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
@@ -37,7 +37,7 @@ fn sampled(answer: Answer) -> (Vec<RowStatus>, Vec<i64>, Option<Logprobs>) {
     (answer.row_status, ids, logprobs)
 }
 
-/// Everything that is told of row `row`, as bits.
+/// All logprobs, ranks and ids of row `row`, as bits.
 fn bits(told: &Logprobs, row: usize) -> (u32, i64, Vec<i64>, Vec<u32>) {
     assert_eq!(told.targets, 1);
     let best = row * told.top_n..(row + 1) * told.top_n;
@@ -60,7 +60,8 @@ proptest! {
             test.weights.iter_mut().for_each(|w| *w = w.round());
         }
         let top_n = top_n.min(vocab);
-        // Chunks of logprobs of a few rows, or all at once: the sampled step holds all rows in any case.
+        // Logprobs of a few rows in each chunk, or of all at once; a sampling step holds all rows in any
+        // case.
         let logprobs_chunk_bytes = if chunked { 40_000 } else { 1 << 30 };
         let config = HeadConfig { logprobs_chunk_bytes, ..test.config() };
         let mut bytes = test.rows(rows, seed ^ 1);
@@ -123,7 +124,7 @@ proptest! {
             }
             status.iter().filter(|status| **status == RowStatus::Good).count()
         });
-        // At most the one broken row, and those that adjustments leave nothing, are not good.
+        // The rows that are not good are at most the broken one and those without an allowed id.
         let good: usize = good.into_iter().sum();
         prop_assert!(adjusted || good + 1 >= rows, "{} of {} rows", good, rows);
     }

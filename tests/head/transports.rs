@@ -1,6 +1,5 @@
 //! The contract over several transports, as one table: ranks as threads over `local` and over an engine's
-//! callbacks, as processes over sockets and, with the feature `mpi`, as processes that `mpirun` starts, over
-//! MPI.
+//! callbacks, as processes over sockets and, with the feature `mpi`, as processes of an MPI job.
 //!
 //! Every row is a scenario that each rank runs. It returns how its calls ended, and the time that took; the
 //! row's check reads the answers of all ranks. After each fault the head is rebuilt and must answer the same
@@ -19,28 +18,28 @@ use scenarios::{AT_ONCE_MS, LINGERS_MS, LONG_MS, PANIC, SHORT_MS, SIZE};
 use serde_json::Value;
 use std::time::Duration;
 
-/// The test that starts as a rank.
+/// The test through which this program starts as a rank.
 const ENTRY: &str = "transports::a_rank_of_another_test";
 
-/// Returns at once, but where another test here has started this program as one of its ranks.
+/// Returns at once, unless another test has started this program as one of its ranks.
 #[test]
 fn a_rank_of_another_test() {
     processes::enter(&scenarios(), join_mpi);
 }
 
-/// All that ranks may do, by name.
+/// All scenarios by name.
 fn scenarios() -> Vec<(&'static str, Scenario)> {
     [scenarios::SCENARIOS, faults::SCENARIOS, device_waits::SCENARIOS].concat()
 }
 
-/// How ranks are started as processes, by the names of the transports.
+/// The transports whose ranks are processes, and their launchers.
 const LAUNCHERS: &[(&str, Launcher)] = &[
     ("processes", Launcher::Test),
     #[cfg(feature = "mpi")]
     ("mpi", Launcher::Mpirun),
 ];
 
-/// The answers of a row over all transports, with the transport's name. Times are printed.
+/// A row's answers over all transports, with the transport's name. Times are printed.
 fn all(name: &str, size: usize) -> Vec<(&'static str, Vec<Option<Value>>)> {
     let mut answers = vec![
         ("local", on_threads(&scenarios(), name, size)),
@@ -74,12 +73,12 @@ const LOST: i64 = 10;
 const POISONED: i64 = 11;
 const EXCHANGE: i64 = 12;
 
-/// One row: what the ranks other than the one at fault get, and what that one gets.
+/// One row: the errors of the other ranks, and the error of the rank at fault.
 struct Row {
     name: &'static str,
     others: (i64, &'static str),
     culprit: (i64, &'static str),
-    /// The deadline is waited for.
+    /// Whether the step ends only at the deadline.
     waits: bool,
 }
 
@@ -150,7 +149,7 @@ fn every_break_is_named_on_every_rank_over_all_transports() {
     }
 }
 
-/// Every answer of a row: the codes and words that each rank may get.
+/// Checks every answer of a row against the codes and words that each rank may get.
 fn assert_all(name: &str, size: usize, allowed: impl Fn(usize) -> Vec<(i64, &'static str)>, ms: (f64, f64)) {
     for (transport, answers) in all(name, size) {
         for (rank, answer) in answers.iter().enumerate() {
@@ -166,8 +165,8 @@ fn assert_all(name: &str, size: usize, allowed: impl Fn(usize) -> Vec<(i64, &'st
     }
 }
 
-/// No rank took longer than the most, and one took the least: a rank that began after the others is told with
-/// them.
+/// No rank may take longer than `most`, and at least one takes `least`: a rank that began later gets its
+/// error together with the others.
 fn assert_times(name: &str, transport: &str, answers: &[Option<Value>], (least, most): (f64, f64)) {
     let longest = answers.iter().map(ms_of).fold(0.0, f64::max);
     assert!(least <= longest && longest <= most, "{name}, {transport}: {longest} ms");
@@ -198,7 +197,8 @@ fn heads_of_one_transport_may_be_on_threads_of_their_own() {
     assert_all("heads on two threads", SIZE, |_| vec![(0, "")], (0.0, LONG_MS as f64));
 }
 
-/// Each operation used to start the clock anew: with a timeout of 0.5 s a step took 5.6 s.
+/// Regression test: each operation used to have a deadline of its own, and with a timeout of 0.5 s a step
+/// took 5.6 s.
 #[test]
 fn a_step_has_one_deadline_for_all_of_its_operations() {
     let allowed =
@@ -231,7 +231,7 @@ fn a_panic_of_transport_or_backend_is_told_to_the_others_at_once() {
             assert_eq!(error_of(&answers[1]).0, PANIC, "{name}, {transport}");
             for rank in [0, 2] {
                 let (code, text) = error_of(&answers[rank]);
-                // A head that was never made is gone with its panic.
+                // If no head was made, none is left to drop after the panic.
                 let made = !name.contains("making") && !name.contains("load");
                 let told = code == MISMATCH && text.contains("ranks [1] say its thread panicked");
                 let gone = code == LOST && text.contains("ranks [1] have left");
@@ -247,7 +247,8 @@ fn a_panic_of_transport_or_backend_is_told_to_the_others_at_once() {
     }
 }
 
-/// Two panics at once used to end the process. The others cannot be told; they see that the rank has gone.
+/// Regression test: two panics at once ended the process. The others cannot be notified; they see that the
+/// rank has gone.
 #[test]
 fn a_panic_in_the_notice_of_a_panic_is_contained() {
     let allowed = |rank| match rank {
@@ -272,7 +273,7 @@ fn all_transports_answer_the_same_bits() {
     assert_same_over_all("good steps", 4);
 }
 
-/// No break hangs, whoever made it and in whichever way; all ranks get it in the same step, and go on
+/// No breach hangs, whoever makes it and in whatever way; all ranks get the error in the same step, and go on
 /// together.
 #[test]
 fn random_steps_and_faults_answer_the_same_bits_over_all() {
@@ -293,7 +294,7 @@ fn a_rank_that_ends_is_lost_at_once() {
     }
 }
 
-/// Before, inside and after a collective. Sockets close with their process; MPI tells nobody, and the
+/// Before, inside and after a collective. Sockets close with their process; MPI reports nothing, and the
 /// deadline passes.
 #[test]
 fn a_rank_that_is_killed_around_a_collective_is_named_by_all_others() {
@@ -330,7 +331,7 @@ fn a_transport_that_delivers_another_ranks_bytes_is_found_at_creation() {
     assert_all("pieces in another order", SIZE, |_| vec![(EXCHANGE, words)], AT_ONCE);
 }
 
-/// SIGKILL: the sockets close, and no deadline is waited for.
+/// SIGKILL: the sockets close, and no rank waits for the deadline.
 #[test]
 fn a_killed_process_is_lost_at_once() {
     let mut ranks = Processes::start(Launcher::Test, ENTRY, "steps for ever", SIZE);
@@ -347,9 +348,8 @@ fn a_killed_process_is_lost_at_once() {
     }
 }
 
-/// Every rank of `ranks` got a timeout, and rank 1 is named. It may have been stopped when its last message
-/// had gone to one of the others alone: that one then waits for the other, which waits for rank 1 and names
-/// it.
+/// Every rank of `ranks` got a timeout, and rank 1 is named. If rank 1 was stopped after its last message had
+/// reached only one of the others, that one waits for the other rank, which waits for rank 1 and names it.
 fn assert_names_the_stopped(answers: &[Option<Value>], ranks: &[usize]) {
     let errors: Vec<(i64, String)> = ranks.iter().map(|&rank| error_of(&answers[rank])).collect();
     assert!(errors.iter().all(|(code, _)| *code == TIMEOUT), "{errors:?}");
@@ -360,7 +360,7 @@ fn assert_names_the_stopped(answers: &[Option<Value>], ranks: &[usize]) {
     assert!(errors.iter().any(|(_, text)| names(text)), "{errors:?}");
 }
 
-/// What a signal does that no peer is told of: the deadline passes, and the rank that stands still is named.
+/// A signal that no peer is told of: the deadline passes, and the stopped rank is named.
 fn assert_named_at_the_deadline(launcher: Launcher, signal: &str, send: impl Fn(&mut Processes)) {
     let mut ranks = Processes::start(launcher, ENTRY, "steps for ever", SIZE);
     (0..SIZE).for_each(|rank| ranks.wait_for(rank, "steps"));
@@ -374,7 +374,7 @@ fn assert_named_at_the_deadline(launcher: Launcher, signal: &str, send: impl Fn(
     }
 }
 
-/// SIGSTOP: nothing closes.
+/// SIGSTOP: no socket closes.
 #[test]
 fn a_stopped_process_is_named_at_the_deadline() {
     for (_, launcher) in LAUNCHERS {
@@ -382,14 +382,14 @@ fn a_stopped_process_is_named_at_the_deadline() {
     }
 }
 
-/// MPI tells nobody of a process that was killed.
+/// MPI does not report a killed process.
 #[cfg(feature = "mpi")]
 #[test]
 fn a_killed_process_of_an_mpi_job_is_named_at_the_deadline() {
     assert_named_at_the_deadline(Launcher::Mpirun, "SIGKILL", |ranks| ranks.kill(1));
 }
 
-/// SIGSTOP and, once the others have given up, SIGCONT: the group is rebuilt with all of its ranks.
+/// SIGSTOP and, once the others have given up, SIGCONT: the group is rebuilt with all its ranks.
 #[test]
 fn a_stopped_process_that_goes_on_is_taken_back() {
     for (_, launcher) in LAUNCHERS {
@@ -398,8 +398,7 @@ fn a_stopped_process_that_goes_on_is_taken_back() {
         ranks.stop(1);
         ranks.wait_for(0, "failed");
         ranks.wait_for(2, "failed");
-        // Well behind its own deadline: it then reads what the others have told it before it judges by
-        // itself.
+        // Well after its own deadline: it then reads the others' notices before it judges by itself.
         std::thread::sleep(Duration::from_millis(300));
         ranks.go_on(1);
         let answers = ranks.answers(Duration::from_secs(60), None);

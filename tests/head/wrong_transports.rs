@@ -1,5 +1,5 @@
-//! Transports that deliver the wrong bytes are found before any answer is: when a head is made and when it is
-//! rebuilt.
+//! Transports that deliver wrong bytes are found before there is any answer: when a head is made and when it
+//! is rebuilt.
 
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Mistakes that change bytes, and the operation that shows them. With two members no peers' pieces can be
-/// exchanged.
+/// Mistakes that change bytes, the operation that shows them, and the smallest group: with two members there
+/// are no two peers' pieces to swap.
 const MISTAKES: [(Wrong, &str, usize); 4] = [
     (Wrong::GatherOrder, "all_gather", 2),
     (Wrong::PieceOrder, "all_to_all", 3),
@@ -37,15 +37,15 @@ fn step(head: &mut LmHead, size: usize) -> Result<Answer> {
     head.step(RowCounts::exact(&vec![2; size]), &Request::logits(DType::F32))?.run(hidden)
 }
 
-/// Every rank names the operation, whichever rank it is that got wrong bytes.
+/// Every rank names the operation, whichever rank received wrong bytes.
 fn assert_found(error: &Error, operation: &str, what: &str) {
     let text = error.to_string();
     assert!(matches!(error, Error::Exchange { .. }), "{what}: {text}");
     assert!(text.contains(operation) && text.contains("self-test"), "{what}: {text}\nwant {operation}");
 }
 
-/// nccl#1906: all_gather in the wrong rank order. And all_to_all that permutes pieces, as NCCL had it, or
-/// takes an empty one for its successor, or loses a byte. On one rank or on all.
+/// nccl#1906: all_gather in the wrong rank order. Also all_to_all that permutes pieces, as NCCL did, or takes
+/// an empty piece for its successor, or loses a byte; on one rank or on all.
 #[test]
 fn nccl_1906_wrong_orders_are_found_when_a_head_is_made() {
     for (wrong, operation, least) in MISTAKES {
@@ -82,7 +82,7 @@ fn a_transport_that_goes_wrong_later_is_found_when_the_head_is_rebuilt() {
             let what = format!("{wrong:?}, rank {me}");
             assert_found(&error, operation, &what);
             assert!(matches!(step(&mut head, size), Err(Error::Poisoned { .. })), "{what}");
-            // Once it is right again, so is the head.
+            // Once the transport is right again, the head can be rebuilt.
             on.store(false, Ordering::SeqCst);
             let rebuilt = (0..5).any(|_| head.rebuild().is_ok());
             assert!(rebuilt, "{what}: {:?}", head.poisoned());

@@ -1,4 +1,4 @@
-//! NCCL without a GPU: how it is found and refused, its version and its ids. What goes over it is tested in
+//! NCCL without a GPU: how it is found and refused, its version and its ids. Communication is tested in
 //! `crates/gpu/tests/cuda_driver`.
 #![cfg(target_os = "linux")]
 
@@ -77,7 +77,7 @@ fn an_id_that_cannot_be_made_is_told_in_nccls_words() {
     assert!(error.starts_with(wanted), "{error}");
 }
 
-/// This program again, in which `in_child_load` says what it has loaded; with these variables alone.
+/// Runs this program again with only these variables, where `in_child_load` prints what it has loaded.
 fn child(variables: &[(&str, &Path)]) -> String {
     let mut command = Command::new(std::env::current_exe().expect("a program"));
     command.args(["--exact", "in_child_load", "--ignored", "--nocapture"]).env_clear();
@@ -116,7 +116,7 @@ fn the_library_is_looked_for_in_order() {
         let text = child(&all[from..]);
         assert!(text.contains(&format!("loaded {}", wanted.display())), "from {}: {text}", all[from].0);
     }
-    // A name that leads nowhere is not passed over.
+    // A path that leads nowhere is an error, not skipped.
     let text = child(&[&[(LMHEAD_NCCL, &*place("nowhere"))], &all[1..]].concat());
     assert!(text.contains("refused NCCL: wanted libnccl.so.2, got ") && text.contains("nowhere: "), "{text}");
 }

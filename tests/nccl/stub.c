@@ -1,5 +1,5 @@
-// A libnccl.so.2 that answers its version and ids, and nothing else. VERSION is its code; WITHOUT_SPLIT
-// leaves a function out; NO_ID makes ids fail.
+// A libnccl.so.2 with only its version and its ids. VERSION is its version code; WITHOUT_SPLIT leaves a
+// function out; NO_ID makes ids fail.
 #include <string.h>
 
 typedef struct { char internal[128]; } ncclUniqueId;

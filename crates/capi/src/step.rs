@@ -7,12 +7,12 @@
 use crate::boundary::{Failure, Outcome, argument, call, given};
 use crate::structs::{Rows, array, count, dtype, memory, needed, span, span_mut};
 use crate::sys::{self, lmhead_adjustments, lmhead_answer, lmhead_sampling, lmhead_status, lmhead_step};
-use lmhead::adjust::{Additions, Adjustments, Counts, Penalties};
+use lmhead::adjust::{Adjustments, Counts, LogitBias, Penalties};
 use lmhead::backend::DeviceAdjustments;
 use lmhead::head::StepOptions;
 use lmhead::memory::{Memory, Span, SpanMut};
 use lmhead::result::{
-    AdditionSpans, AnswerBuffers, DeviceInputs, PenaltySpans, SamplingSpans, TokenLogprobs,
+    AnswerBuffers, DeviceInputs, LogitBiasSpans, PenaltySpans, SamplingSpans, TokenLogprobs,
 };
 use lmhead::sampling::Filters;
 use lmhead::{DType, Error, HiddenRows, Request, RowCounts, SamplingParams};
@@ -35,7 +35,7 @@ impl Contract {
         };
         let device_adjustments = DeviceAdjustments {
             allowed: step.flags & sys::LMHEAD_DEVICE_MASKS != 0,
-            additions: most("max_logit_bias", step.max_logit_bias)?,
+            logit_bias: most("max_logit_bias", step.max_logit_bias)?,
             counts: most("max_counts", step.max_counts)?,
         };
         let all = sys::LMHEAD_DEVICE_TARGETS | sys::LMHEAD_DEVICE_SAMPLING | sys::LMHEAD_DEVICE_ADJUSTMENTS;
@@ -354,7 +354,7 @@ pub unsafe fn adjustments<'a>(
     let words = words.ok_or_else(|| argument("rows", "fewer", rows, "correct it"))?;
     // SAFETY: as the caller says; so below.
     let allowed = unsafe { array("adjustments.allowed", from.allowed, words)? };
-    let additions = if from.logit_bias_offsets.is_null() {
+    let logit_bias = if from.logit_bias_offsets.is_null() {
         without_offsets("logit_bias", !(from.logit_bias_ids.is_null() && from.logit_bias_values.is_null()))?;
         None
     } else {
@@ -368,7 +368,7 @@ pub unsafe fn adjustments<'a>(
                 needed("adjustments.logit_bias_values", from.logit_bias_values, entries)?,
             )
         };
-        Some(Additions { offsets, ids, values })
+        Some(LogitBias { offsets, ids, values })
     };
     let lists = !(from.count_ids.is_null() && from.counts.is_null() && from.in_prompt.is_null());
     let any = lists
@@ -413,7 +413,7 @@ pub unsafe fn adjustments<'a>(
     } else {
         None
     };
-    Ok(Adjustments { allowed, additions, penalties })
+    Ok(Adjustments { allowed, logit_bias, penalties })
 }
 
 /// The rank's own inputs that are in device memory.
@@ -466,7 +466,7 @@ pub unsafe fn device_inputs<'a>(
         let n = count("n_logit_bias", step.n_logit_bias)?;
         let ids = needed("adjustments.logit_bias_ids", some(memory, from.logit_bias_ids, n), n)?;
         let values = needed("adjustments.logit_bias_values", some(memory, from.logit_bias_values, n), n)?;
-        inputs.additions = Some(AdditionSpans { offsets, ids, values });
+        inputs.logit_bias = Some(LogitBiasSpans { offsets, ids, values });
     } else {
         let entries = !(from.logit_bias_ids.is_null() && from.logit_bias_values.is_null());
         without_offsets("logit_bias", entries)?;

@@ -1,5 +1,5 @@
-//! After `lmhead_prepare` the calls of a step through C allocate nothing, on any thread: `lmhead_plan`,
-//! `lmhead_run` and `lmhead_async_status`, for every request, in every mode, with and without adjustments.
+//! After `lmhead_prepare` the calls of a step through C (`lmhead_plan`, `lmhead_run`, `lmhead_async_status`)
+//! allocate nothing on any thread, for every request, in every mode, with and without adjustments.
 //!
 //! ```text
 //! cargo test --package lmhead-capi --test allocations
@@ -25,16 +25,16 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const VOCAB: usize = 700;
 const HIDDEN: usize = 24;
-/// The most rows that a replica brings.
+/// Most rows of a replica.
 const ROWS: usize = 5;
-/// The most that is asked for a row.
+/// Most best ids of a row.
 const K: usize = 4;
 const TARGETS: usize = 3;
 
-/// Request, `k`, `n_targets`, type of the logits, flags.
+/// Request, `k`, `n_targets`, dtype of the logits, flags.
 type Asked = (u32, usize, usize, u32, u32);
 
-/// Of every kind, with as many as a row has of what can be asked for.
+/// Every kind of request, with all that it can ask for.
 const REQUESTS: [Asked; 10] = [
     (LMHEAD_LOGITS, 0, 0, LMHEAD_F32, 0),
     (LMHEAD_LOGITS, 0, 0, LMHEAD_BF16, 0),
@@ -48,7 +48,7 @@ const REQUESTS: [Asked; 10] = [
     (LMHEAD_SAMPLE, K, 0, 0, LMHEAD_WITH_LOGPROBS | LMHEAD_PROCESSED),
 ];
 
-/// One after the other, each on the program's main thread.
+/// The cases run one after the other on the program's main thread.
 const CASES: [Case; 5] = [
     ("what is refused through C is counted", what_is_refused_is_counted),
     ("a head alone answers every request", || heads_answer(1, 1, &threads)),
@@ -61,7 +61,7 @@ fn main() {
     run_cases(&CASES);
 }
 
-/// An error's sentence is memory: that it is counted shows that calls through C are.
+/// An error message is allocated memory: that it is counted shows that calls through C are.
 fn what_is_refused_is_counted() {
     let head = Ranks::new(1, &threads, 1).head(0);
     let ((), all, mine) = counted(|| {
@@ -88,23 +88,23 @@ fn tensor<T>(values: &[T], dtype: u32, columns: usize) -> lmhead_tensor {
     }
 }
 
-/// Makes the endpoints of a group, of which it returns the handles.
+/// Makes the endpoints of a group and returns their handles.
 type Connect = dyn Fn(usize) -> Vec<usize>;
 
-/// Ranks are threads of this process.
+/// The ranks of a group as threads of this process.
 fn threads(n: usize) -> Vec<usize> {
     let mut endpoints = vec![ptr::null_mut::<lmhead_exchange>(); n];
-    // SAFETY: room for as many.
+    // SAFETY: there is room for that many.
     good(unsafe { lmhead_exchange_local(n as i64, endpoints.as_mut_ptr()) });
     endpoints.into_iter().map(|endpoint| endpoint.addr()).collect()
 }
 
 const MOST: usize = 4;
 
-/// An engine's transport that allocates nothing: members copy from each other's pieces between two meetings.
+/// An engine's transport that allocates nothing: members copy from each other's pieces between two barriers.
 struct Meeting {
     arrived: AtomicU64,
-    /// What each member sends: addresses and bytes.
+    /// Addresses and lengths of what each member sends.
     sent: Mutex<[[(usize, usize); MOST]; MOST]>,
 }
 
@@ -136,7 +136,7 @@ unsafe extern "C" fn all_to_all(
     send: *const lmhead_piece,
     recv: *const lmhead_piece,
 ) -> i32 {
-    // SAFETY: what the library passes; peers' pieces live until all have met again.
+    // SAFETY: valid pointers from the library; peers' pieces live until all have met again.
     unsafe {
         let port = &*user.cast::<Port>();
         let until = Instant::now() + Duration::from_micros((*call).left_us);
@@ -170,7 +170,7 @@ unsafe extern "C" fn release(user: *mut c_void) {
     drop(unsafe { Box::from_raw(user.cast::<Port>()) });
 }
 
-/// Over an engine that has no function but `all_to_all`.
+/// The endpoints of a group over an engine whose only function is `all_to_all`.
 fn callbacks(n: usize) -> Vec<usize> {
     let sent = Mutex::new([[(0, 0); MOST]; MOST]);
     let meeting = Arc::new(Meeting { arrived: AtomicU64::new(0), sent });
@@ -185,15 +185,15 @@ fn callbacks(n: usize) -> Vec<usize> {
         };
         let mut endpoint = ptr::null_mut();
         let user = Box::into_raw(Box::new(port)).cast();
-        // SAFETY: all are there.
+        // SAFETY: all pointers are valid.
         good(unsafe { lmhead_exchange_callbacks(&raw const table, user, &raw mut endpoint) });
         endpoint.addr()
     };
     (0..n).map(connect).collect()
 }
 
-/// The ranks of a group on one backend, which stays: threads of a pool that ends would allocate while the
-/// next case is counted.
+/// The ranks of a group on one backend, which is never dropped: threads of a pool that ends would allocate
+/// while the next case is counted.
 struct Ranks {
     tp: usize,
     weights: Vec<f32>,
@@ -210,7 +210,7 @@ impl Ranks {
         Ranks { tp, weights, backend, endpoints: connect(n) }
     }
 
-    /// That rank's head: a collective call.
+    /// The head of that rank, whose creation is a collective call.
     fn head(&self, rank: usize) -> *mut lmhead_head {
         let ranks: Vec<i64> = (0..self.endpoints.len() as i64).collect();
         let n = ranks.len() as i64;
@@ -221,7 +221,7 @@ impl Ranks {
         let endpoint: *mut lmhead_exchange = ptr::without_provenance_mut(self.endpoints[rank]);
         let (mut first, mut count) = (0, 0);
         let (mut weights, mut head) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: all are there.
+        // SAFETY: all pointers are valid.
         unsafe {
             good(lmhead_shard_range(VOCAB as i64, n, rank as i64, &raw mut first, &raw mut count));
             let own = &self.weights[first as usize * HIDDEN..][..count as usize * HIDDEN];
@@ -241,7 +241,7 @@ impl Ranks {
     }
 }
 
-/// What a replica brings with its rows; the same on all of its ranks.
+/// What a replica passes with its rows, the same on all of its ranks.
 struct Inputs {
     hidden: Vec<f32>,
     indices: Vec<i32>,
@@ -295,7 +295,7 @@ impl Inputs {
         }
     }
 
-    /// All there are, or with what may be left out left out.
+    /// All adjustments, or only those that cannot be left out.
     fn adjustments(&self, few: bool) -> lmhead_adjustments {
         let all = lmhead_adjustments {
             allowed: self.allowed.as_ptr(),
@@ -317,7 +317,7 @@ impl Inputs {
     }
 }
 
-/// The caller's memory for any answer to as many rows as there can be.
+/// The caller's memory for any answer to up to the largest number of rows.
 struct Answered {
     row_status: [u8; ROWS],
     logits: Vec<f32>,
@@ -364,11 +364,11 @@ impl Answered {
     }
 }
 
-/// A head that its thread frees at its end.
+/// A head that is freed when its thread ends.
 struct Own(*mut lmhead_head);
 
 impl Own {
-    /// By a method, so that closures take the whole of it.
+    /// A method, so that closures capture the whole struct.
     fn handle(&self) -> *mut lmhead_head {
         self.0
     }
@@ -388,15 +388,15 @@ fn heads_answer(replicas: usize, tp: usize, connect: &Connect) {
     }
 }
 
-/// Steps with rows that change, without and with adjustments, in every mode, after a preparation for the most
-/// rows.
+/// Steps with changing rows, with and without adjustments, in every mode, after a preparation for the largest
+/// number of rows.
 fn heads_answer_one(
     (replicas, tp): (usize, usize),
     connect: &Connect,
     (request, k, n_targets, logits_dtype, flags): Asked,
 ) {
     let ranks = Ranks::new(tp, connect, replicas * tp);
-    // Raw logprobs have no adjustments.
+    // Raw logprobs take no adjustments.
     let may_adjust = request != LMHEAD_LOGPROBS || flags & LMHEAD_PROCESSED != 0;
     let steps = |rank: usize| {
         let asked = lmhead_step {
@@ -410,7 +410,7 @@ fn heads_answer_one(
             ..init!(lmhead_step)
         };
         let head = Own(ranks.head(rank));
-        // SAFETY: all are there.
+        // SAFETY: all pointers are valid.
         good(unsafe { lmhead_prepare(head.handle(), &raw const asked, 1) });
         let (inputs, mut answered) = (Inputs::new(rank / tp), Answered::new());
         let mut counts = vec![0; replicas];
@@ -440,7 +440,7 @@ fn heads_answer_one(
                 (step.adjustments, step.flags) = (&raw const adjustments, flags | LMHEAD_ADJUSTED);
             }
             let (mut needs, mut answer) = (init!(lmhead_needs), answered.places(logits_dtype));
-            // SAFETY: all are there.
+            // SAFETY: all pointers are valid.
             unsafe {
                 good(lmhead_plan(head.handle(), &raw const step, &raw mut needs));
                 good(lmhead_run(head.handle(), &raw const step, &raw mut answer));

@@ -1,5 +1,5 @@
-//! The C interface on a GPU's memory and streams: the project's own libcuda, which runs kernels on the
-//! emulated device, and runs nothing before somebody waits for it.
+//! The C interface with a GPU's memory and streams: on the project's own libcuda, which runs kernels on the
+//! emulated device, and only once something waits for them.
 #![allow(unsafe_code, reason = "functions of the C interface")]
 #![cfg(target_os = "linux")]
 
@@ -19,14 +19,14 @@ const VOCAB: usize = 200;
 const HIDDEN: usize = 48;
 const ROWS: usize = 3;
 
-/// The folders of the fake libraries, as the loader takes them.
+/// The folders of the fake libraries, as the dynamic loader takes them.
 fn fakes() -> String {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let folders = [lmhead_gpu::fake_driver::folder(place), lmhead_gpu::fake_nccl::folder(place)];
     folders.map(|folder| folder.display().to_string()).join(":")
 }
 
-/// Runs the program: whether it succeeded, and what it said.
+/// Runs the program; returns whether it succeeded, and its output.
 fn run(command: &mut Command) -> (bool, String) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
@@ -41,7 +41,7 @@ fn child(test: &str) {
     assert!(good && text.contains("1 passed"), "{text}");
 }
 
-/// The folder of the libraries that cargo has built of this package, beside this program.
+/// The folder where cargo has built this package's libraries, beside this program.
 fn libraries() -> PathBuf {
     std::env::current_exe().expect("a program").parent().expect("a folder").to_path_buf()
 }
@@ -50,7 +50,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// No library of a GPU's, of C++ or of MPI is needed to start what lies in the file.
+/// Asserts that the file needs no library of CUDA, NCCL, C++ or MPI to start.
 fn needs_none(file: &Path) {
     let (good, text) = run(Command::new("readelf").arg("-d").arg(file));
     let needed: Vec<_> = text.lines().filter(|line| line.contains("(NEEDED)")).collect();
@@ -62,15 +62,15 @@ fn needs_none(file: &Path) {
     );
 }
 
-/// A program in C, with the shared library and with the archive: it needs nothing of CUDA or NCCL to link.
-/// Without a driver the CPU's backend works, and the GPU's is refused with a sentence; on the fake one both
-/// answer.
+/// A program in C, linked with the shared library and with the archive, needs nothing of CUDA or NCCL to
+/// link. Without a driver the CPU backend works and the GPU is refused with a message; on the fake driver
+/// both answer.
 #[test]
 fn programs_in_c_link_without_cuda_and_find_it_at_run_time() {
     let (place, folder) = (Path::new(env!("CARGO_TARGET_TMPDIR")), libraries());
     let source = root().join("tests/c/consumer.c");
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
-    // Programs look for it by its soname.
+    // The loader looks for the soname.
     let soname = place.join(format!("liblmhead.so.{LMHEAD_ABI}"));
     let _ = std::fs::remove_file(&soname);
     needs_none(&folder.join("liblmhead_capi.so"));
@@ -82,7 +82,7 @@ fn programs_in_c_link_without_cuda_and_find_it_at_run_time() {
         if kind == "shared" {
             cc.arg("-L").arg(&folder).arg("-llmhead_capi");
         } else {
-            // What rustc names for a static link: scripts/check-c holds the list to that.
+            // The libraries that rustc names for a static link, a list that scripts/check-c verifies.
             cc.arg(folder.join("liblmhead_capi.a"));
             cc.args(["-lgcc_s", "-lutil", "-lrt", "-lpthread", "-lm", "-ldl", "-lc"]);
         }
@@ -108,12 +108,12 @@ fn programs_in_c_link_without_cuda_and_find_it_at_run_time() {
     }
 }
 
-/// Whether this machine has a libcuda of its own.
+/// Whether this machine has a real libcuda.
 fn has_driver() -> bool {
     lmhead::backend::cuda::driver().is_ok()
 }
 
-/// python/tests/device_memory.py says what is tried.
+/// The cases are in python/tests/device_memory.py.
 #[test]
 fn python_answers_the_same_in_device_memory() {
     let (good, text) = run(Command::new("python3")
@@ -131,7 +131,7 @@ fn steps_in_host_and_device_memory_answer_the_same() {
     child("in_child");
 }
 
-/// Two ranks with a device each answer what one rank does with the whole head.
+/// Two ranks with a device each give the answer of one rank with the whole head.
 #[cfg(feature = "nccl")]
 #[test]
 fn ranks_over_nccl_answer_what_one_does_alone() {
@@ -177,7 +177,7 @@ fn head_on(
         lmhead_config { vocab_size: VOCAB as i64, hidden_size: HIDDEN as i64, ..init!(lmhead_config) };
     let (mut shard, mut head) = (ptr::null_mut(), ptr::null_mut());
     let group = group.map_or(ptr::null(), ptr::from_ref);
-    // SAFETY: all are there.
+    // SAFETY: all pointers are valid.
     unsafe {
         good(lmhead_weights_wrap(&raw const wrapped, &raw mut shard));
         good(lmhead_create(&raw const config, group, shard, exchange, backend, &raw mut head));
@@ -214,11 +214,11 @@ fn in_child() {
         logits: logits(address, LMHEAD_HOST),
         ..init!(lmhead_answer)
     };
-    // SAFETY: all are there.
+    // SAFETY: all pointers are valid.
     good(unsafe { lmhead_run(head, &raw const in_host, &raw mut answer) });
     assert!(status == [0; ROWS] && want.iter().all(|l| l.is_finite()) && want.iter().any(|l| *l != 0.0));
 
-    // The same rows and the answer in the device's memory, on a stream of the engine's.
+    // The same rows and the answer in device memory, on a stream of the engine.
     let device = CudaDevice::open(0).expect("a device");
     let own = device.open_stream().expect("a stream");
     let stream = device.on(&own);
@@ -231,7 +231,7 @@ fn in_child() {
         ..in_host
     };
     let mut needs = init!(lmhead_needs);
-    // SAFETY: all are there.
+    // SAFETY: all pointers are valid.
     good(unsafe { lmhead_plan(head, &raw const on_device, &raw mut needs) });
     assert!(needs.workspace_bytes > 0 && needs.rows == ROWS as i64, "{needs:?}");
     let lent = place(needs.workspace_bytes);
@@ -245,7 +245,7 @@ fn in_child() {
         logits: logits(device.address(&out), LMHEAD_CUDA),
         ..init!(lmhead_answer)
     };
-    // SAFETY: all are there.
+    // SAFETY: all pointers are valid.
     unsafe {
         good(lmhead_prepare(head, &raw const on_device, 1));
         for step in [on_device, with_workspace(device.address(&lent), needs.workspace_bytes)] {
@@ -276,7 +276,7 @@ fn in_child_nccl() {
         hidden: tensor(rows.as_ptr().expose_provenance() as u64, LMHEAD_HOST, rows.len() / (2 * HIDDEN)),
         ..init!(lmhead_step)
     };
-    // Rank 0 brings three rows, rank 1 none.
+    // Rank 0 passes three rows, rank 1 none.
     let rows = bf16_values(ROWS * HIDDEN, 2);
     let (mut want, mut status) = ([0i64; ROWS], [9u8; ROWS]);
     let mut answer =
@@ -284,11 +284,11 @@ fn in_child_nccl() {
     let backend = backend_of(LMHEAD_CUDA, 1);
     let alone = head_on(backend, &weights, (0, VOCAB), None, ptr::null());
     let in_host = step(&rows);
-    // SAFETY: all are there.
+    // SAFETY: all pointers are valid.
     good(unsafe { lmhead_run(alone, &raw const in_host, &raw mut answer) });
 
     let mut controls = [ptr::null_mut(); RANKS];
-    // SAFETY: room for as many.
+    // SAFETY: there is room for that many.
     good(unsafe { lmhead_exchange_local(RANKS as i64, controls.as_mut_ptr()) });
     let controls = controls.map(|control| control.addr());
     std::thread::scope(|scope| {
@@ -304,7 +304,7 @@ fn in_child_nccl() {
                 };
                 let (mut backend, mut exchange) = (ptr::null_mut(), ptr::null_mut());
                 let (mut first, mut count) = (0, 0);
-                // SAFETY: all are there.
+                // SAFETY: all pointers are valid.
                 unsafe {
                     good(lmhead_backend_open(&raw const config, &raw mut backend));
                     good(lmhead_exchange_nccl(backend, ptr::null_mut(), control, &raw mut exchange));
@@ -339,7 +339,7 @@ fn in_child_nccl() {
                     row_status: ptr::without_provenance_mut(device.address(&bytes) as usize),
                     ..init!(lmhead_answer)
                 };
-                // SAFETY: all are there.
+                // SAFETY: all pointers are valid.
                 unsafe {
                     good(lmhead_run(head, &raw const on_device, &raw mut answer));
                     if me == 0 {

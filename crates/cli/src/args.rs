@@ -1,5 +1,5 @@
-//! The options of `lmhead run`. Negative numbers are values like any other, so that [`values`] can say what
-//! is wrong with them.
+//! The options of `lmhead run`. Values may begin with a hyphen, so that a negative number reaches [`values`],
+//! which says what is wrong with it.
 
 use crate::sampling_args::SamplingArgs;
 use crate::values::{self, RowCounts, at_least_one, refused};
@@ -46,7 +46,7 @@ pub struct RunArgs {
 
     /// Rows: safetensors with hidden_states [rows, hidden] in rank order; optionally logits_indices [n] and,
     /// for each output row, targets [n] or [n, m] (-100: none); allowed i32 [n, ceil(vocab/32)] (a bit per
-    /// id); additions to single logits: adjust_rows, adjust_ids, adjust_values [m]; penalties:
+    /// id); logit bias: adjust_rows, adjust_ids, adjust_values [m]; penalties:
     /// repetition_penalty, frequency_penalty, presence_penalty [n] with count_rows, count_ids, count_values,
     /// count_in_prompt [m]; sampling: seed, position, temperature, top_k, top_p, min_p [n]; synthetic rows
     /// without it
@@ -89,7 +89,7 @@ pub struct RunArgs {
         value_parser = values::lmhead_tp_size
     )]
     pub lmhead_tp_size: Option<LmheadTpSize>,
-    /// How ranks learn each other's rows: exact (all known), capacity (a fixed shape) or discover
+    /// How ranks learn each other's rows: exact (all known), capacity (a static, padded shape) or discover
     #[arg(long, value_name = "MODE", default_value = "exact", help_heading = "Rows and ranks")]
     pub mode: CountMode,
 
@@ -164,7 +164,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Processes that share this run, a rank each, where a launcher has started several.
+    /// Number of processes that a launcher has started for this run, one rank each.
     #[arg(skip)]
     pub processes: Option<usize>,
 }
@@ -193,26 +193,29 @@ pub enum ExchangeName {
     Mpi,
 }
 
-/// More steps of warm-up make no step faster (`benches/results/cpu/run.json`).
+/// Largest default of --warm-up: more make no step faster (`benches/results/cpu/run.json`).
 const MOST_WARM_UP: usize = 3;
 
-/// Ranks are threads here, and every pair of them has a queue.
+/// Most ranks of a run: each is a thread, and every pair of ranks has a queue.
 const MAX_RANKS: usize = 1024;
 
 impl RunArgs {
-    /// Data-parallel ranks, where given, or where there are as many processes as tp and these make.
-    pub fn dp(&self) -> Result<Option<usize>> {
-        let (None, Some(processes), None) = (self.dp, self.processes, &self.rows) else { return Ok(self.dp) };
+    /// The number of data-parallel ranks: --dp or the entries of --rows, else processes / tp where a launcher
+    /// has started several.
+    pub fn dp(&self) -> Result<usize> {
+        let (None, Some(processes), None) = (self.dp, self.processes, &self.rows) else {
+            return values::dp_ranks(self.dp, self.rows());
+        };
         if processes.is_multiple_of(self.tp) {
-            return Ok(Some(processes / self.tp));
+            return Ok(processes / self.tp);
         }
         let wanted = format!("a divisor of the {processes} processes");
         Err(refused("--tp", &wanted, &self.tp.to_string(), "start as many processes as dp x tp"))
     }
 
-    /// The number of ranks must be one that a process can have.
+    /// Refuses more than [`MAX_RANKS`] ranks.
     pub fn check_ranks(&self) -> Result<()> {
-        let dp = self.dp()?.or(self.rows().map(<[usize]>::len)).unwrap_or(1);
+        let dp = self.dp()?;
         match dp.checked_mul(self.tp) {
             Some(ranks) if ranks <= MAX_RANKS => Ok(()),
             _ => Err(Error::Config {
@@ -224,15 +227,6 @@ impl RunArgs {
         }
     }
 
-    /// Files that are read: no answer may be written over them.
-    pub fn input_files(&self) -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> =
-            [&self.hidden, &self.config, &self.head].into_iter().flatten().cloned().collect();
-        let model = self.model.as_ref().and_then(|folder| std::fs::read_dir(folder).ok());
-        files.extend(model.into_iter().flatten().flatten().map(|entry| entry.path()));
-        files
-    }
-
     pub fn warm_up(&self) -> usize {
         self.warm_up.unwrap_or(self.steps.min(MOST_WARM_UP))
     }
@@ -242,7 +236,7 @@ impl RunArgs {
         self.rows.as_ref().map(|RowCounts(rows)| &rows[..])
     }
 
-    /// How every row is sampled; `None` where the request is another one.
+    /// The sampling parameters of every row; `None` where the request does not sample.
     pub fn sampling(&self) -> Result<Option<SamplingParams>> {
         self.sampling.params(&self.request, self.seed)
     }
@@ -290,7 +284,7 @@ impl RequestWords<'_> {
                 let top_n = top_n("--request sample:N", number)?;
                 Ok(Request::Sample { logprobs: Some(TokenLogprobs { top_n, processed }) })
             }
-            // How many targets a row has is what --hidden says.
+            // One target is a placeholder: the number of targets of a row comes from --hidden.
             ("logprobs", number) => {
                 let top_n = number.map_or(Ok(0), |number| top_n("--request logprobs:N", number))?;
                 Ok(Request::Logprobs { targets: 1, top_n, processed })

@@ -1,7 +1,7 @@
-//! The answers of all ranks as one.
+//! The answers of all ranks in one buffer.
 //!
-//! An answer can be gigabytes of logits, so it is held once: every rank writes its rows where they stay. They
-//! lie in the order of the ranks that answer them, and come into output order in place.
+//! An answer can be gigabytes of logits, so it is held once: every rank writes its rows directly into the
+//! buffer, which orders them by rank. Afterwards they are permuted in place into output order.
 
 use crate::output::Tensor;
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
@@ -23,10 +23,11 @@ pub struct Assembled {
 }
 
 impl Assembled {
-    /// Room for `rows` rows of what `request` answers. Its pages are touched only as rows come.
+    /// Zeroed memory for the answers to `rows` rows of `request`. The system maps its pages as rows are
+    /// written.
     ///
     /// # Errors
-    /// `Shape` where the system refuses so much memory.
+    /// `Shape` where the allocation fails.
     pub fn new(request: &Request, rows: usize, vocab_size: usize) -> Result<Self> {
         let logprobs = |targets: usize, top_n: usize| {
             Ok(Logprobs {
@@ -64,10 +65,10 @@ impl Assembled {
         RowStatus::of_byte(self.row_status[row])
     }
 
-    /// Memory for parts of so many rows, one after the other.
+    /// Splits the memory into consecutive parts of `parts[i]` rows.
     ///
     /// # Panics
-    /// When these are more rows than there are.
+    /// When `parts` adds up to more rows than there are.
     pub fn split(&mut self, parts: &[usize]) -> Vec<Part<'_>> {
         let rows = self.rows;
         let mut rest = self.whole();
@@ -82,7 +83,7 @@ impl Assembled {
         split
     }
 
-    /// Memory for all rows.
+    /// The memory of all rows.
     pub fn whole(&mut self) -> Part<'_> {
         let row_status = SpanMut::host(&mut self.row_status[..]);
         let mut buffers = AnswerBuffers { row_status, ..AnswerBuffers::default() };
@@ -117,7 +118,8 @@ impl Assembled {
         Part { rows: self.rows, buffers }
     }
 
-    /// Whether the rows from `first` on are those of `other` bit by bit, so that NaN equals itself.
+    /// Whether the rows from `first` on have the same bits as all rows of `other`; NaN equals NaN of the same
+    /// bits.
     pub fn has(&self, first: usize, other: &Assembled) -> bool {
         let same = |(own, theirs): (&[u8], &[u8])| {
             let size = own.len() / self.rows.max(1);
@@ -144,7 +146,7 @@ impl Assembled {
                 if moved[start] {
                     continue;
                 }
-                // Along a cycle each row is held while the one before it takes its place.
+                // Follow one cycle of the permutation; `held` is the row displaced last.
                 held.copy_from_slice(&column[start * size..][..size]);
                 let mut at = start;
                 loop {
@@ -160,17 +162,17 @@ impl Assembled {
         }
     }
 
-    /// The parts of the answer, each `[rows, bytes of a row]`.
+    /// The columns of the answer, each `[rows, bytes of a row]`: see [`columns`].
     pub fn columns(&self) -> Vec<&[u8]> {
         columns(self)
     }
 
-    /// The same in the same order, to be written.
+    /// The same columns, mutable.
     pub fn columns_mut(&mut self) -> Vec<&mut [u8]> {
         columns_mut(self)
     }
 
-    /// As they are written: views of the answer.
+    /// The tensors that --out writes, as views of the answer.
     pub fn tensors(&self) -> Vec<Tensor<'_>> {
         let rows = self.rows;
         let of_logprobs = |told: &Logprobs, names: [&'static str; 2]| {
@@ -209,21 +211,21 @@ impl Assembled {
         });
         let tensors = tensors.into_iter().zip(columns(self));
         tensors
-            // No best ids were asked for.
+            // Without top_n there are no best ids: the empty tensors are left out.
             .filter(|((name, _, shape), _)| !(name.starts_with("top_") && shape[1] == 0))
             .map(|((name, dtype, shape), bytes)| (name, dtype, shape, bytes.into()))
             .collect()
     }
 }
 
-/// Memory for the answer to some of the rows.
+/// Memory for the answers to some of the rows.
 pub struct Part<'a> {
     pub rows: usize,
     buffers: AnswerBuffers<'a>,
 }
 
 impl<'a> Part<'a> {
-    /// The memory, for one step.
+    /// Borrows the memory for one step.
     pub fn buffers(&mut self) -> AnswerBuffers<'_> {
         let AnswerBuffers {
             row_status,
@@ -274,7 +276,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// The parts of an answer, each `[rows, bytes of a row]`: the status, then what the request answers.
+/// The columns of an answer, each `[rows, bytes of a row]`: the status, then what the request answers.
 fn columns(answer: &Assembled) -> Vec<&[u8]> {
     fn of_logprobs(told: &Logprobs) -> [&[u8]; 4] {
         [
@@ -301,7 +303,7 @@ fn columns(answer: &Assembled) -> Vec<&[u8]> {
     columns
 }
 
-/// The same in the same order.
+/// As [`columns`], mutable.
 fn columns_mut(answer: &mut Assembled) -> Vec<&mut [u8]> {
     fn of_logprobs(told: &mut Logprobs) -> [&mut [u8]; 4] {
         [
@@ -328,8 +330,8 @@ fn columns_mut(answer: &mut Assembled) -> Vec<&mut [u8]> {
     columns
 }
 
-/// A vector of `shape`, which the system hands out page by page when they are written. Memory that it
-/// refuses is an error, not the end of the program.
+/// A zeroed vector of `shape`, whose pages the system maps when they are written. An allocation that fails is
+/// an error instead of an abort.
 fn zeros<T: Pod>(shape: [usize; 3]) -> Result<Vec<T>> {
     let length = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
     let zeros = length.and_then(|n| bytemuck::allocation::try_zeroed_slice_box(n).ok());
@@ -401,7 +403,7 @@ mod tests {
     fn parts_of_ranks_become_the_answer_in_output_order() {
         for request in requests() {
             let want = answer(&request, 6);
-            // Some cycles of several rows, rows that stay, and a rank without rows.
+            // Permutations with longer cycles, rows that stay, and a rank without rows.
             for parts in
                 [&[&[0, 1][..], &[2, 3, 4, 5]][..], &[&[3, 1, 0], &[], &[2, 5, 4]], &[&[5, 4, 3, 2, 1, 0]]]
             {

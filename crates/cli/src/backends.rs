@@ -1,4 +1,4 @@
-//! `--backend`: which one runs, and how it is told.
+//! `--backend`: which one runs, and its description in reports.
 
 use crate::args::BackendName;
 use crate::input::HeadSource;
@@ -9,7 +9,7 @@ use lmhead::error::{Error, Result};
 use lmhead::{DType, plan::Precision};
 use std::sync::Arc;
 
-/// A backend, in words, and the CPU's threads.
+/// A backend, its description, and the number of CPU threads.
 pub struct Chosen {
     pub backend: Arc<dyn Backend>,
     pub description: String,
@@ -41,7 +41,7 @@ pub fn choose(
         BackendName::Emulated => precision.and_then(|_| emulated(threads)),
         BackendName::Auto => {
             precision.and_then(|precision| cuda(threads, precision)).or_else(|error| {
-                // A build or a machine without a GPU is nothing to tell of; one that fails is.
+                // No warning where the build or the machine has no GPU, only where a GPU fails.
                 if matches!(&error, Error::Device { problem, .. } if !problem.starts_with("CUDA_ERROR_NO_DEVICE")) {
                     crate::tell(format_args!("warning: not on the GPU: {error}"));
                 }
@@ -56,7 +56,7 @@ fn cpu(threads: Option<usize>) -> Result<Chosen> {
     Ok(Chosen { description: format!("cpu {}", cpu.isa()), threads: cpu.threads(), backend: Arc::new(cpu) })
 }
 
-/// Device 0, where it runs that precision.
+/// Device 0, if it runs `precision`.
 #[cfg(feature = "cuda")]
 fn cuda(threads: Option<usize>, precision: Precision) -> Result<Chosen> {
     use lmhead::backend::cuda::CudaDevice;

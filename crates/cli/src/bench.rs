@@ -1,5 +1,5 @@
-//! `lmhead bench`: how long the stages of a head take on this machine, type by type over row counts, beside
-//! what the machine's memory and arithmetic could do in the same run.
+//! `lmhead bench`: times the stages of a head on this machine for each type and row count, beside the
+//! machine's memory bandwidth and arithmetic rate measured in the same run.
 
 mod on_demand;
 mod progress;
@@ -8,7 +8,7 @@ mod subject;
 
 use crate::args::RequestWords;
 use crate::output::OutFile;
-use crate::report::{command, machine};
+use crate::report::command;
 use crate::values::{self, RowCounts, at_least_one, refused};
 use crate::{Failure, print, terminal, threads};
 use clap::{Args, ValueEnum};
@@ -16,12 +16,13 @@ use lmhead::backend::Backend;
 use lmhead::backend::HeadTypes;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Quantization;
+use lmhead::doctor::machine_name;
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::result::{Request, TokenLogprobs};
 use lmhead::weights::synthetic::{self, Preset};
 use progress::Progress;
-use report::{HeadReport, Report, RowsReport, StageReport, Timing};
+use report::{BenchReport, HeadReport, RowsReport, StageReport, Timing};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -109,16 +110,16 @@ struct Device {
     threads: usize,
 }
 
-/// What a device could do at best, measured when asked.
+/// The memory bandwidth and arithmetic rate of a device (its roofline), measured when asked.
 trait Roofs {
-    /// Reads `weights` once, and does nothing else with them.
+    /// Reads `weights` once and does nothing else with them.
     fn read(&self, weights: &[u8]);
-    /// Operations per second on heads of this type, a multiplication and an addition being two, where that is
-    /// known.
+    /// Operations per second on heads of this type, where known. A multiplication and an addition are two
+    /// operations.
     fn arithmetic(&self, types: HeadTypes) -> Option<f64>;
 }
 
-/// How long arithmetic is measured at a time.
+/// Duration of one measurement of the arithmetic rate.
 const ARITHMETIC_TIME: Duration = Duration::from_millis(10);
 
 impl Roofs for Arc<CpuBackend> {
@@ -143,8 +144,8 @@ impl BackendName {
     }
 }
 
-/// The head that is timed, and what of it.
-struct Plan {
+/// The head that is timed, and which of its stages.
+struct BenchPlan {
     /// The head's name, and its sizes.
     head: String,
     vocab_size: usize,
@@ -157,7 +158,7 @@ struct Plan {
     reps: usize,
 }
 
-/// A type of weights, and how they are multiplied.
+/// The type of the weights, and how they are multiplied.
 #[derive(Clone, Copy, PartialEq)]
 enum HeadType {
     Float(DType),
@@ -178,8 +179,8 @@ impl HeadType {
         }
     }
 
-    /// Type of the rows, and of the weights before they are quantised: int8 heads are made from bf16 and take
-    /// its rows.
+    /// Type of the rows and of the weights before quantisation. Int8 heads are made from bf16 and take bf16
+    /// rows.
     fn parts(self) -> (DType, Quantization) {
         match self {
             HeadType::Float(dtype) => (dtype, Quantization::None),
@@ -195,16 +196,16 @@ impl HeadType {
     }
 }
 
-/// What is timed at a time.
+/// A stage that is timed.
 #[derive(Clone, Copy, PartialEq)]
 enum Stage {
     /// Hidden rows -> packed or quantised rows.
     Rows,
     /// Hidden rows -> f32 logits, by the backend alone.
     Matmul,
-    /// Sums -> f32 logits where the caller wants them.
+    /// Accumulators -> f32 logits in the caller's buffer.
     Epilogue,
-    /// The same with a softcap.
+    /// As `Epilogue`, with a softcap.
     Softcap,
     /// A whole step of one rank.
     Request(Request),
@@ -220,7 +221,7 @@ impl Stage {
             request => Stage::Request(
                 RequestWords { request, logits_dtype: None, processed: false }.parse().map_err(|error| {
                     match error {
-                        // The words of `lmhead run`'s option, where the rest of them is the same.
+                        // The error of `lmhead run`'s option, extended by the stages.
                         Error::Config { key, wanted, got, fix } if key == "--request" => Error::Config {
                             key: "--stages".into(),
                             wanted: format!("rows, matmul, epilogue, softcap, {wanted}"),
@@ -251,13 +252,13 @@ impl Stage {
         }
     }
 
-    /// Whether all weights are streamed, so that the roofs say something of its time.
+    /// Whether the stage streams all weights, so that its time can be compared with the roofs.
     fn streams(self) -> bool {
         matches!(self, Stage::Matmul | Stage::Request(_))
     }
 }
 
-/// Values of --dtypes and --stages: types of their own, as [`RowCounts`].
+/// Values of --dtypes and --stages. Types of their own, for the reason given at [`RowCounts`].
 #[derive(Clone)]
 struct HeadTypeList(Vec<HeadType>);
 #[derive(Clone)]
@@ -278,9 +279,9 @@ fn timed_rows(text: &str) -> Result<RowCounts> {
     Err(refused("--rows", &wanted, &bad.to_string(), "write it as in --rows 1,28,256"))
 }
 
-/// Every repetition is kept until the end.
+/// All repetitions are held in memory until the end.
 const MAX_REPS: usize = 100_000;
-/// Far beyond what is of use; the logits of so many rows are the limit that is met before.
+/// More than is useful: the memory for the logits runs out earlier.
 const MAX_ROWS: usize = 1 << 20;
 
 pub fn bench(args: &BenchArgs) -> std::result::Result<bool, Failure> {
@@ -304,14 +305,14 @@ pub fn bench(args: &BenchArgs) -> std::result::Result<bool, Failure> {
     }
     let mut heads = Vec::new();
     for &kind in &plan.types {
-        // One head at a time is in memory.
+        // Only one head is in memory at a time.
         let mut subject = Subject::new(&plan, &device, kind)?;
         heads.push(time_head(&plan, &mut subject)?);
     }
-    let report = Report {
+    let report = BenchReport {
         version: env!("CARGO_PKG_VERSION"),
         command: command(),
-        machine: machine(),
+        machine: machine_name(),
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
         backend: device.name.clone(),
         threads: device.threads,
@@ -333,13 +334,13 @@ pub fn bench(args: &BenchArgs) -> std::result::Result<bool, Failure> {
     Ok(true)
 }
 
-/// Every row count and stage of one head.
-fn time_head(plan: &Plan, subject: &mut Subject<'_>) -> Result<HeadReport> {
+/// Times every row count and stage of one head.
+fn time_head(plan: &BenchPlan, subject: &mut Subject<'_>) -> Result<HeadReport> {
     let mut rows_reports = Vec::new();
     let progress = Progress::new(plan, &subject.name());
     for &rows in &plan.rows {
         progress.begin(rows);
-        // Once without looking: buffers come, pages and clocks wake.
+        // One untimed run: it allocates buffers, touches pages and raises clock rates.
         for &stage in &plan.stages {
             subject.time(stage, rows)?;
         }
@@ -400,7 +401,7 @@ fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-/// What a program that asks line by line learns first.
+/// The first line of --on-demand, before any question.
 #[derive(Serialize)]
 struct Ready {
     version: &'static str,
@@ -412,12 +413,12 @@ struct Ready {
     head: String,
     vocab_size: usize,
     hidden_size: usize,
-    /// Bytes of weights of each type, in the order of --dtypes.
+    /// Bytes of weights for each type, in the order of --dtypes.
     weight_bytes: Vec<usize>,
 }
 
 impl BenchArgs {
-    fn plan(&self) -> Result<Plan> {
+    fn plan(&self) -> Result<BenchPlan> {
         let sizes = (self.vocab_size, self.hidden_size);
         let wrong = |key: &str, wanted: &str, got: &str, fix: &str| Error::Config {
             key: key.into(),
@@ -452,6 +453,6 @@ impl BenchArgs {
             }
         }
         let (seed, reps) = (self.seed, self.reps);
-        Ok(Plan { head, vocab_size, hidden_size, softcap, seed, types, rows, stages, reps })
+        Ok(BenchPlan { head, vocab_size, hidden_size, softcap, seed, types, rows, stages, reps })
     }
 }

@@ -1,5 +1,5 @@
-//! `--check`: the answer against the float64 reference. Everything when the run is small, a seeded sample of
-//! rows and columns when it is large.
+//! `--check`: compares the answer with the float64 reference: everything when the run is small, else a seeded
+//! sample of rows and columns.
 
 mod report;
 #[cfg(test)]
@@ -19,29 +19,29 @@ use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Multiply-adds up to which everything is checked: a second or two of the naive reference.
+/// Most multiply-adds for which everything is checked: a second or two of the naive reference.
 const EVERYTHING: u128 = 1_000_000_000;
-/// Rows and columns of a sample of logits, and rows of a sample of answers that need every column.
+/// Rows and columns sampled from logits, and rows sampled from answers that need every column.
 const SAMPLE_ROWS: usize = 16;
 const SAMPLE_COLUMNS: usize = 4096;
 const SAMPLE_WHOLE_ROWS: usize = 4;
 
-/// What is known of the numbers that are checked.
+/// Properties of the data and the backend that the limits depend on.
 #[derive(Clone, Copy)]
 pub struct Data {
-    /// Bell-shaped, so that the tight limit holds.
+    /// The data is Gaussian, so that the tighter limit relative to the rms holds too.
     pub gaussian: bool,
-    /// The backend takes subnormal numbers for zeros.
+    /// The backend flushes subnormal inputs to zero.
     pub flushes: bool,
-    /// How far the backend's sums may be off.
+    /// The backend's error bounds.
     pub accuracy: Accuracy,
 }
 
-/// What is known of a row.
-struct Judged {
-    /// Of the logits with adjustments.
+/// The true logits of a row.
+struct RowTruths {
+    /// Logits with adjustments.
     truths: Vec<Truth>,
-    /// Of those without, where they differ and logprobs of them are wanted.
+    /// Raw logits, where they differ and their logprobs are wanted.
     raw: Option<Vec<Truth>>,
     overflow: Overflow,
 }
@@ -50,18 +50,18 @@ struct Judged {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Overflow {
     No,
-    /// One is finite or not, within its allowed error.
+    /// A logit is so near the limit that it may or may not round to infinity.
     Perhaps,
     Surely,
 }
 
 impl Overflow {
-    /// In f32, before adjustments.
+    /// For f32 logits before adjustments.
     fn of_raw(truths: &[Truth]) -> Self {
         if truths.iter().any(Truth::may_overflow) { Overflow::Surely } else { Overflow::No }
     }
 
-    /// Of what is delivered. An adjustment may put minus infinity, which is legal.
+    /// For logits as delivered in `dtype`. Minus infinity from an adjustment is legal.
     fn of_delivered(truths: &[Truth], dtype: DType) -> Self {
         let limit = dtype.rounds_to_infinity();
         let of = |t: &Truth| match t.logit {
@@ -75,8 +75,8 @@ impl Overflow {
     }
 }
 
-/// Compares `answer` with the reference over `shards`, which together are the whole vocabulary. `request` is
-/// what it answers.
+/// Compares `answer`, the answer to `request`, with the reference over `shards`, which together cover the
+/// vocabulary.
 pub fn check(
     answer: &Assembled,
     request: &Request,
@@ -86,10 +86,10 @@ pub fn check(
     seed: u64,
     data: Data,
 ) -> Result<CheckReport> {
-    // Without them the logprobs are of the adjusted logits, as the tokens are.
+    // Without raw logprobs they are those of the adjusted logits, as the tokens are.
     let raw_logprobs =
         matches!(request, Request::Sample { logprobs: Some(TokenLogprobs { processed: false, .. }) });
-    // Whether a row has anything allowed is seen on all columns only.
+    // Whether a row allows any id needs all columns.
     let all_columns = !matches!(answer.output, Output::Logits { .. }) || rows.data.is_adjusted();
     let work = answer.rows as u128 * config.vocab_size as u128 * config.hidden_size as u128;
     let everything = work <= EVERYTHING;
@@ -126,7 +126,7 @@ pub fn check(
     let (mut squares, mut largest, mut counted) = (0.0f64, 0.0f64, 0u64);
     for &row in &chosen_rows {
         let bytes = &rows.bytes[rows.hidden_of(row) * size..][..size];
-        let judged = |columns: &[usize]| -> Result<Judged> {
+        let judged = |columns: &[usize]| -> Result<RowTruths> {
             let (mut adjusted, finite) = truths(shards, config, bytes, rows.dtype, columns, data)?;
             let mut overflow = if finite { Overflow::of_raw(&adjusted) } else { Overflow::Surely };
             let mut raw = None;
@@ -137,14 +137,14 @@ pub fn check(
                 }
             });
             overflow = overflow.max(Overflow::of_delivered(&adjusted, delivered));
-            Ok(Judged { truths: adjusted, raw, overflow })
+            Ok(RowTruths { truths: adjusted, raw, overflow })
         };
         let forbidden = |truths: &[Truth]| truths.iter().all(|t| t.logit == f64::NEG_INFINITY);
-        let Judged { truths, raw, mut overflow } = judged(&columns)?;
+        let RowTruths { truths, raw, mut overflow } = judged(&columns)?;
         let (status, mut nothing) = (answer.status(row), forbidden(&truths));
         let unsure = nothing || (overflow != Overflow::Surely && status != RowStatus::Good);
         if unsure && columns.len() < config.vocab_size {
-            // What is not in the sample may overflow, or be allowed: look at every column.
+            // An id outside the sample may overflow or be allowed: look at every column.
             let every: Vec<usize> = (0..config.vocab_size).collect();
             let all = judged(&every)?;
             (overflow, nothing) = (all.overflow, forbidden(&all.truths));
@@ -160,8 +160,7 @@ pub fn check(
             continue;
         }
         match &answer.output {
-            // Logits are delivered whatever the row's status: also what is not finite must be what the truth
-            // is.
+            // Logits are delivered whatever the row's status, so non-finite ones must match the truth too.
             Output::Logits { dtype, vocab_size, bytes } => {
                 let own = &bytes[row * vocab_size * dtype.size()..][..vocab_size * dtype.size()];
                 for (&id, truth) in columns.iter().zip(&truths) {
@@ -181,7 +180,7 @@ pub fn check(
                 report.best(row, &truths, &ids[own.clone()], Some(&values[own]));
                 let logits: Vec<f64> = truths.iter().map(|t| t.logit).collect();
                 let truth = reference::logsumexp(&logits);
-                // What the logits are off moves the sum by at most its softmax-weighted mean.
+                // An error of the logits moves the sum by at most its softmax-weighted mean.
                 let moved: f64 = truths.iter().map(|t| (t.logit - truth).exp() * t.allowed).sum();
                 let allowed = reference::logsumexp_allowed(truth, logits.len()) + moved;
                 let got = f64::from(logsumexp[row]);
@@ -227,7 +226,7 @@ pub fn check(
     Ok(report)
 }
 
-/// The true logits of one row at `columns` (ascending), and whether the row itself is finite.
+/// The true logits of one row at `columns` (ascending).
 fn truths(
     shards: &[Arc<HeadShard>],
     config: &HeadConfig,
@@ -256,7 +255,7 @@ fn truths(
     Ok((truths, finite))
 }
 
-/// A seeded choice of numbers (SplitMix64).
+/// A seeded random sample (SplitMix64).
 struct Sample(u64);
 
 impl Sample {

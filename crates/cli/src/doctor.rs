@@ -6,7 +6,7 @@ use lmhead::doctor::{Check, Status, examine};
 
 #[derive(Args)]
 pub struct DoctorArgs {
-    /// Print a JSON array instead of the table
+    /// Print a JSON array instead
     #[arg(long)]
     json: bool,
 }
@@ -20,17 +20,33 @@ pub fn doctor(args: &DoctorArgs) -> Result<bool, Failure> {
         print(&serde_json::to_string_pretty(&checks).expect("checks are JSON"))?;
         return Ok(good);
     }
-    let mut table = terminal::table(["", "what", "found", "what to do"], &[0, 1, 2, 3]);
-    for check in checks {
-        let mark = match check.status {
-            Status::Ok => "ok",
-            Status::Note => "note",
-            Status::Missing => "missing",
-        };
-        table.add_row([mark, &check.name, &check.message, &check.suggestion]);
+    if terminal::width().is_some() {
+        let mut table = terminal::table(["", "what", "found", "what to do"], &[0, 1, 2, 3]);
+        table.add_rows(
+            checks.iter().map(|check| [mark(check), &check.name, &check.message, &check.suggestion]),
+        );
+        print(&table.to_string())?;
+    } else {
+        // A table's columns would be as wide as their longest sentence.
+        let lines: Vec<String> = checks.iter().map(line).collect();
+        print(&lines.join("\n"))?;
     }
-    terminal::show(&table.to_string())?;
     Ok(good)
+}
+
+fn mark(check: &Check) -> &'static str {
+    match check.status {
+        Status::Ok => "ok",
+        Status::Note => "note",
+        Status::Missing => "missing",
+    }
+}
+
+/// `status name: message; suggestion`.
+fn line(check: &Check) -> String {
+    let Check { name, message, suggestion, .. } = check;
+    let end = if suggestion.is_empty() { String::new() } else { format!("; {suggestion}") };
+    format!("{} {name}: {message}{end}", mark(check))
 }
 
 fn emulated_backend() -> Check {

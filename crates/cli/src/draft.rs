@@ -1,4 +1,4 @@
-//! Answers of an EAGLE-3 draft head in the target model's ids.
+//! Translates the answers of an EAGLE-3 draft head to the target model's ids.
 
 use crate::input::HeadSource;
 use lmhead::error::{Error, Result};
@@ -25,13 +25,13 @@ pub fn target_ids<'a>(source: &'a HeadSource, request: &Request) -> Result<&'a [
     })
 }
 
-/// Puts target ids in the place of draft ids; -1 (no id) stays.
+/// Replaces draft ids by target ids; -1 (no id) stays.
 pub fn translate(output: &mut Output, targets: &[u32]) {
     let (ids, more) = match output {
         Output::Argmax { ids } | Output::TopK { ids, .. } => (ids, None),
         Output::Sample { ids, logprobs } => (ids, logprobs.as_mut().map(|told| &mut told.top_ids)),
         Output::Logprobs(told) => (&mut told.top_ids, None),
-        // Logits are refused before.
+        // [`target_ids`] refuses logits.
         _ => return,
     };
     for id in ids.iter_mut().chain(more.into_iter().flatten()) {

@@ -90,7 +90,7 @@ impl HeadSource {
         Self::new(kind, true, settings, quantization, 0)
     }
 
-    /// A head of these sizes, which need not exist.
+    /// A head of these sizes, without stored weights.
     pub fn of_sizes(sizes: Preset, settings: &Settings, quantization: Option<Quantization>) -> Result<Self> {
         Self::new(Kind::Synthetic(Box::new(sizes)), false, settings, quantization, 0)
     }
@@ -102,7 +102,7 @@ impl HeadSource {
         quantization: Option<Quantization>,
         seed: u64,
     ) -> Result<Self> {
-        // Settings that have no meaning for this kind of head are refused, not passed over.
+        // Settings without a meaning for this kind of head are refused, not ignored.
         let tied = settings.tie_word_embeddings.is_some() && !of_model;
         let biased = settings.bias == Some(true) && matches!(kind, Kind::Synthetic(_));
         let typed = settings.head_dtype.is_some() && matches!(kind, Kind::Synthetic(_));
@@ -181,12 +181,12 @@ impl HeadSource {
             copy: self.copy,
             head_dtype: self.head_dtype,
             progress: None,
-            // Those of the process: `threads::limit`.
+            // The process's own pool: `threads::limit`.
             threads: None,
         }
     }
 
-    /// What the head calls itself in the report.
+    /// The head's description in reports.
     pub fn describe(&self) -> String {
         match &self.kind {
             Kind::Stored(checkpoint) => {
@@ -230,7 +230,7 @@ impl HeadSource {
         }
     }
 
-    /// The configuration: settings, then the model's, then the stored tensor's own sizes.
+    /// The configuration: `settings` first, then the model's own values. A stored tensor must fit both.
     pub fn config(&self, settings: &Settings) -> Result<HeadConfig> {
         let model = match &self.kind {
             Kind::Stored(checkpoint) => checkpoint.model_config(),
@@ -314,20 +314,9 @@ pub struct RankRows {
 }
 
 impl Rows {
-    /// Reads --hidden or makes synthetic rows, and spreads them over the dp ranks.
+    /// Reads --hidden or makes synthetic rows, and divides them among the dp ranks.
     pub fn read(args: &RunArgs, source: &HeadSource, config: &HeadConfig, request: &Request) -> Result<Self> {
         let (given, dp) = (args.rows(), args.dp()?);
-        if let (Some(rows), Some(dp)) = (given, dp)
-            && rows.len() != dp
-        {
-            return Err(Error::Shape {
-                what: "--rows".into(),
-                wanted: format!("{dp} entries, one for each of --dp {dp}"),
-                got: format!("{} entries", rows.len()),
-                fix: "list every dp rank's rows, idle ones as 0".into(),
-            });
-        }
-        let dp = dp.or(given.map(<[usize]>::len)).unwrap_or(1);
         let spread = |total| (0..dp).map(|rank| even_part(total, dp, rank).len()).collect();
         match &args.hidden {
             None => {
@@ -399,8 +388,8 @@ impl Rows {
             first += count;
         }
         for (place, &row) in self.indices.iter().flatten().enumerate() {
-            // Ranks without rows share a start with their successor; the owner is the one that ends beyond
-            // the row.
+            // A rank without rows begins where its successor begins, so the search goes by ends: the owner is
+            // the first rank that ends beyond the row.
             let owner = parts.partition_point(|part| part.hidden.end <= row);
             let part = &mut parts[owner];
             part.places.push(place);
@@ -467,7 +456,7 @@ pub fn progress_bar(what: &str) -> ProgressBar {
     progress_bar_like("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}", what)
 }
 
-/// A progress bar of another look, by indicatif's template.
+/// A progress bar with an indicatif template of its own.
 pub fn progress_bar_like(template: &str, what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
     if let Ok(style) = ProgressStyle::with_template(template) {

@@ -1,5 +1,5 @@
-//! How the program ends when a signal ends it: temporary files are removed, and a fault of a mapped file gets
-//! a sentence.
+//! What happens before a signal ends the program: temporary files are removed, and a fault in a mapped file
+//! is reported with the file's name.
 //!
 //! A signal handler may do very little. Here it writes one byte into a pipe, and a thread at the other end
 //! does the rest.
@@ -21,11 +21,11 @@ use std::sync::{Mutex, PoisonError};
 /// The files that must not outlive the program.
 static TEMPORARIES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// A file that is removed when a signal ends the program, for as long as this lives.
+/// Registers a temporary file: while this lives, a signal that ends the program removes the file.
 pub struct Listed(PathBuf);
 
 impl Listed {
-    /// Makes a file and lists it. A signal that comes between the two waits.
+    /// Creates a file and registers it. A signal that arrives between the two waits for the lock.
     pub fn make<T>(
         make: impl FnOnce() -> io::Result<T>,
         path: impl FnOnce(&T) -> &Path,
@@ -78,10 +78,11 @@ mod unix {
     use std::os::fd::IntoRawFd;
     use std::sync::atomic::{AtomicI32, Ordering};
 
-    /// The pipe's end for handlers. It is never closed.
+    /// The end of the pipe that handlers write to. It is never closed.
     static PIPE: AtomicI32 = AtomicI32::new(-1);
 
-    /// Sets the handlers. A system that refuses a pipe or a thread leaves every signal as it is.
+    /// Installs the handlers. If the pipe or the thread cannot be created, signals keep the actions they
+    /// have.
     pub fn watch() {
         let Ok((mut reader, writer)) = std::io::pipe() else { return };
         PIPE.store(writer.into_raw_fd(), Ordering::Relaxed);
@@ -106,7 +107,7 @@ mod unix {
         super::mapped::watch();
     }
 
-    /// As `nohup` or a shell's background job sets it.
+    /// Whether the signal is ignored, as `nohup` or a shell's background job sets it.
     fn is_ignored(signal: c_int) -> bool {
         // SAFETY: without a new action, `sigaction` only writes the present one, a plain structure for which
         // zeros are valid.
@@ -117,7 +118,7 @@ mod unix {
         }
     }
 
-    /// Tells the thread of a signal. Safe in a handler: one atomic load and one `write`.
+    /// Sends the signal's number to the thread. Safe in a handler: one atomic load and one `write`.
     pub fn send(signal: c_int) {
         let byte = signal as u8;
         // SAFETY: the buffer is one byte of this frame; the descriptor is the pipe's, which nobody closes.
@@ -138,7 +139,7 @@ mod unix {
             unsafe { libc::_exit(2) };
         }
         let _ = low_level::emulate_default_handler(signal);
-        // It has ended the program, unless the system refused.
+        // Reached only if the system did not end the program.
         std::process::exit(128 + signal);
     }
 }
@@ -158,8 +159,8 @@ mod mapped {
     static ADDRESS: AtomicUsize = AtomicUsize::new(0);
     /// `si_code` of a page of a mapped file that is not there (`BUS_ADRERR` in Linux's `siginfo.h`).
     const NO_SUCH_PAGE: libc::c_int = 2;
-    /// Seconds after which the program ends without a sentence, should the thread that writes it be stuck.
-    const PATIENCE: u32 = 10;
+    /// Seconds after which the program exits without a message, should the thread that writes it be stuck.
+    const REPORT_TIMEOUT_S: u32 = 10;
 
     pub fn watch() {
         // SAFETY: zeros are a valid action without flags and with an empty mask; the handler does only what
@@ -178,18 +179,19 @@ mod mapped {
         // are safe in a handler.
         unsafe {
             if (*info).si_code != NO_SUCH_PAGE {
-                // Not of a mapped file: as without a handler. The signal is blocked until this returns.
+                // Not a mapped file: take the default action. The signal is blocked until this handler
+                // returns.
                 libc::signal(signal, libc::SIG_DFL);
                 libc::raise(signal);
                 return;
             }
-            // Several threads may read the same weights: the first tells.
+            // Several threads may read the same weights: the first one reports.
             let address = ((*info).si_addr() as usize).max(1);
             if ADDRESS.compare_exchange(0, address, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                 send(signal);
             }
             // Returning would read the same address again.
-            let mut left = PATIENCE;
+            let mut left = REPORT_TIMEOUT_S;
             while left > 0 {
                 left = libc::sleep(left);
             }
@@ -197,7 +199,7 @@ mod mapped {
         }
     }
 
-    /// Says on standard error which file it was; false where the address is of no file.
+    /// Reports the file on standard error; false where no file is mapped at the address.
     pub fn explain() -> bool {
         let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
         let Some((path, byte)) = file_at(&maps, ADDRESS.load(Ordering::Relaxed)) else { return false };

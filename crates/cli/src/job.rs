@@ -1,5 +1,5 @@
-//! Who runs the ranks: this process alone, a thread for each; or the processes that `mpirun` has started, a
-//! rank each, of which the first collects what all have found and reports it.
+//! Who runs the ranks: this process alone, with a thread for each; or the processes that `mpirun` has
+//! started, one rank each, whose results the first process collects and reports.
 
 use crate::Failure;
 use crate::args::{ExchangeName, RunArgs};
@@ -19,23 +19,23 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Set by launchers of MPI jobs in every process that they start. Others (Slurm's, torchrun's) also stand
-/// around programs that run once: those start an MPI job where `--exchange mpi` says so.
-const OF_MPIRUN: [&str; 4] = ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE"];
+/// Variables that MPI launchers set in every process. Those of other launchers (Slurm, torchrun) are also set
+/// around programs that run once, and count only with `--exchange mpi`.
+const MPI_VARIABLES: [&str; 4] = ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE"];
 
-/// This process's place among those that `mpirun` has started, where these are several.
+/// This process's rank among those that `mpirun` has started; `None` unless there are several.
 fn mpirun() -> Result<Option<Launch>> {
-    if OF_MPIRUN.iter().all(|name| std::env::var_os(name).is_none()) {
+    if MPI_VARIABLES.iter().all(|name| std::env::var_os(name).is_none()) {
         return Ok(None);
     }
     Ok(Launch::from_env()?.filter(|launch| launch.world_size > 1))
 }
 
-/// The processes that share this run; `None` where it is this one alone.
+/// The processes that share this run; `None` where this is the only one.
 ///
 /// # Errors
-/// `Config` for an environment that is half set, or no launcher's where `--exchange mpi` wants one;
-/// `Unsupported` where this build has no MPI.
+/// `Config` where a launcher's variables are incomplete, or missing with `--exchange mpi`; `Unsupported`
+/// where this build has no MPI.
 pub fn launch(exchange: ExchangeName) -> std::result::Result<Option<Launch>, Failure> {
     let launch = match exchange {
         ExchangeName::Local => return Ok(None),
@@ -59,7 +59,7 @@ pub fn launch(exchange: ExchangeName) -> std::result::Result<Option<Launch>, Fai
     }
 }
 
-/// Refuses several processes for a subcommand that is of one.
+/// Refuses several processes for a subcommand that runs in one.
 ///
 /// # Errors
 /// `Unsupported` where `mpirun` has started several.
@@ -69,7 +69,7 @@ pub fn refuse_several(subcommand: &str) -> std::result::Result<(), Failure> {
     refuse(&launch, &format!("lmhead {subcommand}"), "one process", fix)
 }
 
-/// Refuses what all processes of a job are refused alike: the first one says it.
+/// An error that all processes of a job make alike: only the first reports it.
 fn refuse<T>(launch: &Launch, what: &str, wanted: &str, fix: &str) -> std::result::Result<T, Failure> {
     if launch.rank != FIRST {
         return Err(Failure::Said);
@@ -83,47 +83,47 @@ fn refuse<T>(launch: &Launch, what: &str, wanted: &str, fix: &str) -> std::resul
     }))
 }
 
-/// MPI has been started, and not finished: the process must not end as others do, because the end of MPI
-/// waits for every rank.
+/// MPI has been started and not finished: the process must then exit without finalising MPI, which would wait
+/// for every rank.
 static JOINED: AtomicBool = AtomicBool::new(false);
 
-/// How long a rank that has failed stays after its report. By then the others have reported, too: `mpirun`
-/// kills them when the first one ends badly.
-const STAYS: Duration = Duration::from_millis(300);
+/// How long a failed rank waits before it exits, so that the others can report too: `mpirun` kills them when
+/// the first process fails.
+const EXIT_DELAY: Duration = Duration::from_millis(300);
 
-/// How long a rank other than the first waits before it reports what is wrong with its input: where the same
-/// is wrong with the first one's, that says it for all.
+/// How long another rank waits before it reports an error in its input: where the first process has the same
+/// error, it reports it for all.
 #[cfg(feature = "mpi")]
-const LETS_THE_FIRST_SPEAK: Duration = Duration::from_millis(1000);
+const FIRST_REPORT_WAIT: Duration = Duration::from_millis(1000);
 
 /// This process's rank, where there are several.
 pub fn rank() -> Option<usize> {
     if JOINED.load(Ordering::Relaxed) { Launch::from_env() } else { mpirun() }.ok()?.map(|launch| launch.rank)
 }
 
-/// A failure that came before the processes of a job know each other: they join, so that what is wrong for
-/// all is said once.
+/// Reports a failure from before the processes were connected. They connect, so that an error that all of
+/// them have is reported once.
 pub fn say_once(failure: Failure) -> Failure {
     match launch(ExchangeName::Auto) {
         Ok(launch) => match Job::join(launch) {
             Ok(job) => job.give_up(failure),
             Err(_) => failure,
         },
-        // Of a build without MPI.
+        // A build without MPI, in a process other than the first.
         Err(Failure::Said) => Failure::Said,
         Err(_) => failure,
     }
 }
 
-/// Ends the process at once where it has not finished its part in a job. Returns otherwise.
+/// Exits at once if MPI has been started and not finished; returns otherwise.
 pub fn end_unfinished(code: u8) {
     if JOINED.load(Ordering::Relaxed) {
-        std::thread::sleep(STAYS);
+        std::thread::sleep(EXIT_DELAY);
         crate::interrupt::exit_at_once(code);
     }
 }
 
-/// Who runs the ranks.
+/// How the ranks are run: as threads of this process, or as MPI processes.
 pub enum Job {
     Alone(InProcess),
     #[cfg(feature = "mpi")]
@@ -134,7 +134,7 @@ impl Job {
     /// Joins the processes of `launch`, each of which runs one rank of `layout`.
     ///
     /// # Errors
-    /// `Exchange` where they do not get connected.
+    /// `Exchange` where they cannot be connected.
     pub fn join(launch: Option<Launch>) -> Result<Self> {
         match launch {
             None => Ok(Job::Alone(InProcess::default())),
@@ -144,7 +144,7 @@ impl Job {
                 Ok(Job::Mpi(Mpi::start()?))
             }
             #[cfg(not(feature = "mpi"))]
-            Some(_) => launch_of_none(),
+            Some(_) => join_without_mpi(),
         }
     }
 
@@ -176,8 +176,8 @@ impl Job {
         }
     }
 
-    /// Tells the other processes that this one fails. What the first one says in the same words is not said
-    /// again.
+    /// Tells the other processes that this one fails. An error that the first process reports in the same
+    /// words is not reported again.
     pub fn give_up(&self, failure: Failure) -> Failure {
         match self {
             Job::Alone(_) => failure,
@@ -186,7 +186,7 @@ impl Job {
                 let words = failure.to_string();
                 if matches!(failure, Failure::Input(_))
                     && mpi.rank() != FIRST
-                    && first_says(&*mpi.everyone(), &words)
+                    && first_failed_with(&*mpi.everyone(), &words)
                 {
                     return Failure::Said;
                 }
@@ -196,8 +196,8 @@ impl Job {
         }
     }
 
-    /// Ends well, once all processes do. The first one is waited for as long as it says that it lives
-    /// ([`Alive`]).
+    /// Finishes the job once all processes do. The first process is waited for as long as its heartbeat
+    /// ([`Alive`]) goes on.
     ///
     /// # Errors
     /// Naming the ranks that did not come within `timeout`, or failed.
@@ -219,8 +219,8 @@ impl Job {
 }
 
 #[cfg(not(feature = "mpi"))]
-fn launch_of_none() -> Result<Job> {
-    // `launch` has refused it.
+fn join_without_mpi() -> Result<Job> {
+    // `launch` refuses this before.
     Err(Error::Unsupported {
         what: "--exchange".into(),
         wanted: "a build that knows MPI".into(),
@@ -229,11 +229,11 @@ fn launch_of_none() -> Result<Job> {
     })
 }
 
-/// Waits for the first process to give up with these words.
+/// Waits for the first process to fail; returns whether its reason was `words`.
 #[cfg(feature = "mpi")]
-fn first_says(everyone: &dyn Exchange, words: &str) -> bool {
+fn first_failed_with(everyone: &dyn Exchange, words: &str) -> bool {
     let began = Instant::now();
-    while began.elapsed() < LETS_THE_FIRST_SPEAK {
+    while began.elapsed() < FIRST_REPORT_WAIT {
         match everyone.pending_fault() {
             Some((_, Fault::Abandoned { member: FIRST, reason })) => return reason == words,
             Some(_) => return false,
@@ -263,7 +263,8 @@ pub fn check_layout(launch: Option<&Launch>, layout: &ParallelLayout) -> Result<
     })
 }
 
-/// Threads of this process where nothing says how many: the processes of one machine share its CPUs.
+/// Threads of this process: as given, or an equal share of the CPUs where several processes run on this
+/// machine. `None` leaves it to the backend.
 pub fn threads_of(args: &RunArgs, launch: Option<&Launch>) -> Option<usize> {
     let shared = launch.and_then(|launch| launch.local_size).filter(|local| *local > 1);
     let (None, Some(processes)) = (args.threads, shared) else { return args.threads };
@@ -271,7 +272,7 @@ pub fn threads_of(args: &RunArgs, launch: Option<&Launch>) -> Option<usize> {
     Some((cpus / processes).max(1))
 }
 
-/// All processes of a job, as the one that calls sees them.
+/// The other processes of a job, from this one's view.
 pub struct Peers {
     exchange: Arc<dyn Exchange>,
     timeout: Duration,
@@ -327,22 +328,22 @@ impl Peers {
     }
 
     fn call(&self) -> Call {
-        of_job(Operation::ExchangeResults, self.timeout)
+        job_call(Operation::ExchangeResults, self.timeout)
     }
 }
 
 /// A call of all processes.
-fn of_job(operation: Operation, timeout: Duration) -> Call {
+fn job_call(operation: Operation, timeout: Duration) -> Call {
     let began = Instant::now();
     let deadline = began + timeout;
     Call { head: 0, instance: 0, epoch: 0, step: 0, operation, terms: 0, began, deadline }
 }
 
-/// How often the first process says that it lives, while the others wait for it alone.
-const BEAT: Duration = Duration::from_millis(100);
+/// Interval of the first process's heartbeat, while the others wait for it alone.
+const HEARTBEAT: Duration = Duration::from_millis(100);
 
-/// The first process checks and writes the answers, which may take longer than any call: until this is
-/// dropped, it tells the others that it lives.
+/// Heartbeat of the first process. It checks and writes the answers, which may take longer than any call;
+/// until this is dropped, a thread tells the others that it is alive.
 pub struct Alive(Option<(Sender<()>, JoinHandle<()>)>);
 
 impl Alive {
@@ -352,9 +353,9 @@ impl Alive {
         let exchange = Arc::clone(&peers.exchange);
         let (stop, stopped) = mpsc::channel();
         let tell = move || {
-            while stopped.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
-                exchange.note(&of_job(Operation::ExchangeResults, BEAT));
-                // Moves it out.
+            while stopped.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
+                exchange.note(&job_call(Operation::ExchangeResults, HEARTBEAT));
+                // Polls the transport, which sends the note.
                 let _ = exchange.pending_fault();
             }
         };
@@ -377,8 +378,8 @@ impl Drop for Alive {
     }
 }
 
-/// Waits until the first process comes to the end of the job, has failed, or has said nothing for `silence`:
-/// then the end says what is wrong.
+/// Waits until the first process reaches the end of the job, fails, or has been silent for `silence`; the end
+/// of the job then reports what is wrong.
 #[cfg(any(test, feature = "mpi"))]
 fn await_first(everyone: &dyn Exchange, silence: Duration) {
     let lives = |place: &Place| place.operation != Operation::Idle && place.age < silence;
@@ -423,7 +424,7 @@ mod tests {
                     } else {
                         await_first(&*peers.exchange, TIMEOUT);
                     }
-                    let end = of_job(Operation::Idle, TIMEOUT);
+                    let end = job_call(Operation::Idle, TIMEOUT);
                     peers.exchange.note(&end);
                     let mut recv: Vec<&mut [u8]> = bytes.chunks_mut(1).collect();
                     let met = peers.exchange.all_gather_v(&end, &[0, 1, 2], &[1], &mut recv);
@@ -437,10 +438,10 @@ mod tests {
     fn a_first_process_that_says_nothing_or_has_failed_is_not_waited_for() {
         for fails in [false, true] {
             let exchanges = local::group(2);
-            exchanges[FIRST].note(&of_job(Operation::ExchangeResults, BEAT));
+            exchanges[FIRST].note(&job_call(Operation::ExchangeResults, HEARTBEAT));
             let (began, silence) = (Instant::now(), Duration::from_millis(if fails { 600_000 } else { 300 }));
             if fails {
-                exchanges[FIRST].notify_abort(&of_job(Operation::Idle, BEAT), "the check failed");
+                exchanges[FIRST].notify_abort(&job_call(Operation::Idle, HEARTBEAT), "the check failed");
             }
             await_first(&exchanges[1], silence);
             assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());

@@ -1,6 +1,6 @@
 //! The `lmhead` program: one file per subcommand. It sits on the public API and has no arithmetic of its own.
 
-// They panic where nothing can be written: `print` and `tell` do not.
+// `println!` and `eprintln!` panic when the stream cannot be written; `print` and `tell` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
@@ -33,7 +33,7 @@ use std::process::ExitCode;
 
 /// A sharded LM head: gather -> matmul -> exchange, checked against float64.
 #[derive(Parser)]
-#[command(name = "lmhead", version, arg_required_else_help = true)]
+#[command(name = "lmhead", version, arg_required_else_help = true, styles = clap::builder::Styles::plain())]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -54,20 +54,20 @@ enum Command {
     Doctor(doctor::DoctorArgs),
 }
 
-/// Why the program ends, other than well.
+/// Why the program failed. Each variant has its exit code.
 pub enum Failure {
     /// Exit 2: the user's input.
     Input(lmhead::Error),
-    /// Exit 3: ranks failed; each with its error.
+    /// Exit 3: these ranks failed, each with its error.
     Ranks(Vec<(usize, String)>),
-    /// Exit 2: the user's input, of which the first of several processes tells.
+    /// Exit 2: invalid input that the first of several processes reports for all of them.
     Said,
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Input(error) => write!(f, "{}", in_options(error.clone())),
+            Failure::Input(error) => write!(f, "{}", with_option_names(error.clone())),
             Failure::Ranks(failed) => {
                 let words: Vec<String> =
                     failed.iter().map(|(rank, error)| format!("rank {rank}: {error}")).collect();
@@ -84,15 +84,15 @@ impl From<lmhead::Error> for Failure {
     }
 }
 
-/// Writes to standard output. A reader that has gone away (`| head`) is no failure.
+/// Writes to standard output. A closed pipe (`| head`) is not a failure.
 pub fn print(text: &str) -> Result<(), Failure> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    printed(writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()))
+    write_result(writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()))
 }
 
-/// What came of writing to standard output.
-fn printed(result: std::io::Result<()>) -> Result<(), Failure> {
+/// Turns a failed write to standard output into a [`Failure`], except on a closed pipe.
+fn write_result(result: std::io::Result<()>) -> Result<(), Failure> {
     match result {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::Input(lmhead::Error::File {
             path: "standard output".into(),
@@ -103,15 +103,15 @@ fn printed(result: std::io::Result<()>) -> Result<(), Failure> {
     }
 }
 
-/// Writes a line to standard error, in one piece: other processes of a job may write to the same. Where that
-/// cannot be written there is nobody to tell; the exit code says it still.
+/// Writes a line to standard error in one piece, because the other processes of a job may write there too. A
+/// failed write is ignored: the exit code still reports the failure.
 pub fn tell(line: impl std::fmt::Display) {
     use std::io::Write;
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
-/// Messages of the library name settings; where those are options here, the option.
-fn in_options(error: lmhead::Error) -> lmhead::Error {
+/// Renames the settings in the library's errors to the options that set them here.
+fn with_option_names(error: lmhead::Error) -> lmhead::Error {
     let option = |key: String| match key.as_str() {
         "quantize" | "preset" | "threads" | "machine" => format!("--{key}"),
         "lmhead_tp_size" => "--lmhead-tp-size".into(),
@@ -130,13 +130,13 @@ fn in_options(error: lmhead::Error) -> lmhead::Error {
     }
 }
 
-/// What a parser of [`values`] has said.
-fn of_value(error: &clap::Error) -> Option<lmhead::Error> {
+/// The error of a value parser of [`values`], where clap reports one.
+fn value_parser_error(error: &clap::Error) -> Option<lmhead::Error> {
     std::error::Error::source(error)?.downcast_ref::<lmhead::Error>().cloned()
 }
 
-/// A subcommand of one process.
-fn alone(name: &str, run: impl FnOnce() -> Result<bool, Failure>) -> Result<bool, Failure> {
+/// Runs a subcommand that is for a single process.
+fn single_process(name: &str, run: impl FnOnce() -> Result<bool, Failure>) -> Result<bool, Failure> {
     job::refuse_several(name)?;
     run()
 }
@@ -147,22 +147,22 @@ fn main() -> ExitCode {
             interrupt::watch();
             match command {
                 Command::Run(mut args) => run::run(&mut args),
-                Command::Plan(args) => alone("plan", || plan::plan(&args)),
-                Command::Quantize(args) => alone("quantize", || quantize::quantize(&args)),
-                Command::Bench(args) => alone("bench", || bench::bench(&args)),
+                Command::Plan(args) => single_process("plan", || plan::plan(&args)),
+                Command::Quantize(args) => single_process("quantize", || quantize::quantize(&args)),
+                Command::Bench(args) => single_process("bench", || bench::bench(&args)),
                 Command::Doctor(args) => doctor::doctor(&args),
             }
         }
-        Err(error) if error.use_stderr() => match of_value(&error) {
+        Err(error) if error.use_stderr() => match value_parser_error(&error) {
             Some(error) => Err(job::say_once(Failure::Input(error))),
-            // An option that is none, in clap's words; there may be nobody who reads them.
+            // Other parse errors, such as an unknown option: clap prints them. A failed write is ignored.
             None => {
                 let _ = error.print();
                 return ExitCode::from(2);
             }
         },
-        // What was asked for: help or the version.
-        Err(help) => printed(help.print()).map(|()| true),
+        // Help or version, as the user asked.
+        Err(help) => write_result(help.print()).map(|()| true),
     };
     let code = match &result {
         Ok(true) => 0,

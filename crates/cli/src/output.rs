@@ -1,5 +1,5 @@
-//! The one writer of files: beside their target, renamed when they are whole, removed when the program ends
-//! before that.
+//! Writes output files: under a temporary name beside the target, renamed when complete, and removed if the
+//! program ends before.
 
 use crate::assembled::Assembled;
 use crate::interrupt::Listed;
@@ -11,18 +11,18 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
-/// A file that can be written, found out before anything is computed.
+/// An output file, checked to be writable before anything is computed.
 pub struct OutFile {
     /// As the user named it.
     named: PathBuf,
-    /// Where it really lies: symbolic links are followed, and stay.
+    /// The file itself: symbolic links are followed, and stay.
     target: PathBuf,
     option: &'static str,
 }
 
-/// A file beside its target. It is gone when dropped, and when a signal ends the program.
+/// A temporary file beside the target. It is removed when dropped, and when a signal ends the program.
 pub struct Temporary {
-    // Dropped in this order: it is listed for as long as it exists.
+    // Fields are dropped in this order: the file is registered for as long as it exists.
     file: NamedTempFile,
     listed: Listed,
 }
@@ -37,7 +37,15 @@ impl Temporary {
     }
 }
 
-/// What `--out` may name beside a file that does not exist yet.
+/// The files that a command reads, over which nothing is written: those that are `named`, and all of the
+/// folder `model`.
+pub fn input_files<'a>(named: impl IntoIterator<Item = &'a Path>, model: Option<&Path>) -> Vec<PathBuf> {
+    let folder = model.and_then(|folder| std::fs::read_dir(folder).ok());
+    let files = folder.into_iter().flatten().flatten().map(|entry| entry.path());
+    named.into_iter().map(Path::to_path_buf).chain(files).collect()
+}
+
+/// The problem with a target that exists and is something else.
 const NOT_REGULAR: &str = "is not a regular file";
 
 impl OutFile {
@@ -127,14 +135,14 @@ impl OutFile {
         let temporary = self.temporary()?;
         let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file());
         let written = write(&mut out).and_then(|()| out.flush());
-        // Without what it still holds after an error: it would be written again when dropped.
+        // Discard the bytes still buffered after an error: dropping the writer would write them again.
         drop(out.into_parts());
         written.map_err(|e| self.failed(e))?;
         self.keep(temporary)
     }
 
-    /// [`OutFile::keep`] of a file whose bytes are on the disk before its name is: what a machine that stops
-    /// leaves is whole.
+    /// [`OutFile::keep`] after the bytes are synced to the disk, so that a crash of the machine cannot leave
+    /// an incomplete file under the target's name.
     pub fn keep_synced(self, temporary: Temporary) -> Result<()> {
         temporary.as_file().sync_all().map_err(|e| self.failed(e))?;
         self.keep(temporary)
@@ -144,7 +152,7 @@ impl OutFile {
     pub fn keep(self, temporary: Temporary) -> Result<()> {
         // An older answer's permissions stay; a new file gets those of any new file.
         let permissions = match std::fs::symlink_metadata(&self.target) {
-            // It was a file, or nothing, when the run began.
+            // When the run began, it was a regular file or did not exist.
             Ok(about) if !about.is_file() => return Err(self.failed(NOT_REGULAR)),
             Ok(about) => about.permissions(),
             Err(_) => temporary.as_file().metadata().map_err(|e| self.failed(e))?.permissions(),
@@ -160,7 +168,8 @@ impl OutFile {
 /// Name, type, shape, and little-endian elements.
 pub type Tensor<'a> = (&'static str, Dtype, Vec<usize>, Cow<'a, [u8]>);
 
-/// A file of `tensors`: the widest types first, then by name, as the format's own writers order them.
+/// Writes `tensors` as a safetensors file: the widest types first, then by name, as the format's own writers
+/// order them.
 pub fn write_safetensors(out: &mut impl Write, mut tensors: Vec<Tensor<'_>>) -> io::Result<()> {
     tensors.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
     let mut end = 0;
@@ -185,8 +194,8 @@ mod tests {
     use std::os::unix::fs::{FileTypeExt, symlink};
     use std::os::unix::net::UnixListener;
 
-    /// What is no regular file is refused at the start and, where it came later, at the end; it stays as it
-    /// is.
+    /// A target that is no regular file is refused at the start, or at the end if it appeared later; it stays
+    /// untouched.
     #[test]
     fn only_a_regular_file_is_replaced() {
         let folder = tempfile::tempdir().unwrap();

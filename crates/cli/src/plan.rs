@@ -1,6 +1,6 @@
-//! `lmhead plan`: who shares a head, what each rank holds and exchanges, and what a step would take by the
-//! cost model. Nothing is loaded and nothing computed: figures of a step are those that `lmhead run` measures
-//! of the same step.
+//! `lmhead plan`: who shares a head, what each rank holds and exchanges, and how long a step takes by the
+//! cost model. Nothing is loaded or computed. Bytes and rounds of a step are those that `lmhead run`
+//! measures.
 
 mod kernels;
 mod plot;
@@ -9,7 +9,7 @@ mod report;
 
 use crate::args::RequestWords;
 use crate::input::HeadSource;
-use crate::output::OutFile;
+use crate::output::{OutFile, input_files};
 use crate::sampling_args::SamplingArgs;
 use crate::values::{self, RowCounts, at_least_one, refused};
 use crate::{Failure, print, terminal};
@@ -22,7 +22,7 @@ use lmhead::layout::{ParallelLayout, RankOrder};
 use lmhead::result::Request;
 use lmhead::weights::synthetic::{self, Preset};
 use profile::Profile;
-use report::{Collectives, Costs, Report, WeightBytes};
+use report::{Collectives, Costs, PlanReport, WeightBytes};
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -173,13 +173,13 @@ enum Order {
     PpDpTp,
 }
 
-/// Every rank is listed.
+/// Limit of ranks, because every rank is listed.
 const MAX_RANKS: usize = 65_536;
-/// No engine has as many; sums stay far from overflow.
+/// Limit of rows on a rank, which keeps sums far from overflow. No engine has as many.
 const MAX_ROWS: usize = 1 << 24;
-/// Where nothing is said.
+/// Default of --rows-per-rank.
 const ROWS_PER_RANK: usize = 28;
-/// Candidates that whole logits are compared with.
+/// Default of --candidates.
 const CANDIDATES: usize = 64;
 
 pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
@@ -229,9 +229,10 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
             Collectives::over_sizes(&config, &layout, most, requests, sampling)?
         }
     };
-    // Auto chooses before its size is known; sizes differ in chunks of logprobs alone.
+    // `auto` chooses before the group size is known, so it counts the most rounds of any size. Sizes differ
+    // only in the number of logprobs chunks.
     let most_collectives = collectives.iter().map(|c| if whole { c.logits } else { c.candidates }).max();
-    // A configured model keeps what it says of the request: auto does not know the real one.
+    // A configured cost model keeps its own request: `auto` does not know the one of this plan.
     config.cost_model = speeds.first().map(|(_, speeds)| match config.cost_model {
         Some(_) => CostModel { rows_per_rank: most, ..*speeds },
         None => {
@@ -256,14 +257,15 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
         let key = "--svg".to_string();
         return Err(Error::Config { key, wanted: wanted.into(), got: "none".into(), fix: fix.into() }.into());
     }
-    let mut report = Report::new(&head, &config, &layout, &rows, (&request, sampling), costs)?;
+    let mut report = PlanReport::new(&head, &config, &layout, &rows, (&request, sampling), costs)?;
     if let Some(device) = args.kernels {
         let (rows, ids) = report.largest_product();
         report.kernels = Some(kernels::Kernels::new(device, &config, head.weight.dtype, rows, ids)?);
     }
 
     if let Some(path) = &args.svg {
-        let out = OutFile::check(path, &args.input_files(), "--svg")?;
+        let inputs = input_files(args.config.as_deref(), args.model.as_deref());
+        let out = OutFile::check(path, &inputs, "--svg")?;
         out.write_bytes(plot::svg(&report).as_bytes())?;
     }
     if args.json {
@@ -287,7 +289,7 @@ pub struct PlannedHead {
 }
 
 impl PlanArgs {
-    /// The head; sizes given here go into the settings, before which a model's own stand back.
+    /// The head. Sizes given as options are put into the settings, which take precedence over a model's own.
     fn head(&self, settings: &mut Settings) -> Result<NamedHead> {
         let (quantize, sizes) = (self.quantize, (self.vocab_size, self.hidden_size));
         let given = sizes.0.is_some() || sizes.1.is_some();
@@ -337,7 +339,7 @@ impl PlanArgs {
     /// The layout, and the rows of each dp rank.
     fn ranks(&self, config: &HeadConfig) -> Result<(ParallelLayout, Vec<usize>)> {
         let listed = self.rows.as_ref().map(|RowCounts(rows)| rows.clone());
-        let dp = self.dp.or(listed.as_ref().map(Vec::len)).unwrap_or(1);
+        let dp = values::dp_ranks(self.dp, listed.as_deref())?;
         let (tp, pp) = (self.tp, self.pp);
         let order = match self.rank_order {
             Order::DpPpTp => RankOrder::DpPpTp,
@@ -358,14 +360,6 @@ impl PlanArgs {
                 let fix = "leave one of them out";
                 return Err(refused("--rows-per-rank", "it or --rows", &each.to_string(), fix));
             }
-            (Some(rows), None) if rows.len() != dp => {
-                return Err(Error::Shape {
-                    what: "--rows".into(),
-                    wanted: format!("{dp} entries, one for each of --dp {dp}"),
-                    got: format!("{} entries", rows.len()),
-                    fix: "list every dp rank's rows, idle ones as 0".into(),
-                });
-            }
             (Some(rows), None) => rows,
             (None, Some(each)) => vec![each; dp],
             (None, None) => vec![config.cost_model.map_or(ROWS_PER_RANK, |model| model.rows_per_rank); dp],
@@ -377,7 +371,7 @@ impl PlanArgs {
         Ok((layout, rows))
     }
 
-    /// The machines whose speeds are compared: the configured one first.
+    /// The machines whose speeds are compared, the configured one first.
     fn speeds(&self, config: &HeadConfig, profiles: &[Profile]) -> Result<Vec<(String, CostModel)>> {
         let (memory, tflops) = (self.memory_gb_per_s, self.tflops);
         let (link, latency) = (self.link_gb_per_s, self.latency_us);
@@ -443,16 +437,9 @@ impl PlanArgs {
             }),
         }
     }
-
-    /// Files that are read: no plot may be written over them.
-    fn input_files(&self) -> Vec<PathBuf> {
-        let model = self.model.as_ref().and_then(|folder| std::fs::read_dir(folder).ok());
-        let files = model.into_iter().flatten().flatten().map(|entry| entry.path());
-        self.config.iter().cloned().chain(files).collect()
-    }
 }
 
-/// `auto` as a setting of its own, whatever is asked for.
+/// The configuration with `auto` as the group size.
 fn auto_of(config: &HeadConfig) -> HeadConfig {
     HeadConfig { lmhead_tp_size: LmheadTpSize::Auto, ..config.clone() }
 }

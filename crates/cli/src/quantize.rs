@@ -2,8 +2,8 @@
 //! the original's.
 
 use crate::input::progress_bar;
-use crate::output::OutFile;
-use crate::report::{bytes, command, machine};
+use crate::output::{OutFile, input_files};
+use crate::report::{bytes, command};
 use crate::values::{self, refused};
 use crate::{Failure, print, tell, terminal, threads};
 use clap::Args;
@@ -11,6 +11,7 @@ use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::{Job, LogitsOut, On, Out, Status};
 use lmhead::config::{HeadConfig, Quantization, Settings};
+use lmhead::doctor::machine_name;
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
 use lmhead::error::{Error, Result};
@@ -60,15 +61,15 @@ pub struct QuantizeArgs {
     json: bool,
 }
 
-/// The name that a head has where nothing else is said.
+/// Default name of a head's tensor.
 const HEAD: &str = "lm_head.weight";
-/// Rows of a comparison: beyond, their logits would not be small beside the weights.
+/// Most rows of a comparison: with more, their logits would take memory comparable to the weights.
 const MAX_ROWS: usize = 1024;
-/// A slice of the vocabulary in a comparison: bytes of weights, and of logits.
+/// Bytes of weights, and of logits, of one slice of the vocabulary in a comparison.
 const SLICE_BYTES: usize = 32 << 20;
 
 #[derive(Serialize)]
-struct Report {
+struct QuantizeReport {
     /// Version of lmhead.
     version: &'static str,
     command: String,
@@ -81,9 +82,9 @@ struct Report {
     /// Type of the original weights.
     dtype: DType,
     out: String,
-    /// Its name in the new file.
+    /// The tensor's name in the new file.
     tensor: String,
-    /// In the new file's metadata, where `lmhead run` finds them.
+    /// Written into the new file's metadata, where `lmhead run` finds them.
     model_type: Option<String>,
     logit_scale: f32,
     final_logit_softcapping: Option<f32>,
@@ -91,12 +92,12 @@ struct Report {
     bytes_out: u64,
     seconds: f64,
     threads: usize,
-    /// The most memory that writing allocates.
+    /// Upper bound of the memory that writing allocates.
     working_bytes: u64,
     weights: Weights,
     rows: usize,
     seed: u64,
-    /// Absent without rows; w8a8 also where the hidden size is beyond int32 sums.
+    /// `None` without rows; w8a8 also where the hidden size exceeds what int32 sums hold.
     w8a16: Option<Fidelity>,
     w8a8: Option<Fidelity>,
     warnings: Vec<String>,
@@ -110,7 +111,7 @@ struct Weights {
     worst_row_relative_error: f64,
 }
 
-/// Against the original head, on the same rows.
+/// Comparison with the original head on the same rows.
 #[derive(Serialize)]
 struct Fidelity {
     /// `KL(softmax(original) ‖ softmax(int8))`, nats, over the rows; null where a logit is not finite.
@@ -128,7 +129,9 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
     let settings = Settings { vocab_size: args.vocab_size, ..Settings::default() };
     let model = checkpoint.model_config();
     let config = HeadConfig::resolve(&settings, &model, Quantization::None)?;
-    let out = OutFile::check(&args.out, &args.input_files(&checkpoint), "--out")?;
+    // An index may name files in subfolders.
+    let inputs = input_files([checkpoint.path()], args.model.as_deref());
+    let out = OutFile::check(&args.out, &inputs, "--out")?;
     let warnings = warnings(&checkpoint, config.vocab_size);
     for warning in &warnings {
         tell(format_args!("warning: {warning}"));
@@ -145,7 +148,7 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
     bar.finish_and_clear();
     let seconds = began.elapsed().as_secs_f64();
 
-    // What is compared is what was written.
+    // Compare the file as written.
     let written = Checkpoint::from_file(temporary.path(), &name)?;
     let comparison =
         Comparison { backend: &backend, config: &config, original: &checkpoint, written: &written };
@@ -154,10 +157,10 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
     let bytes_out = temporary.as_file().metadata().map_or(0, |about| about.len());
     out.keep_synced(temporary)?;
 
-    let report = Report {
+    let report = QuantizeReport {
         version: env!("CARGO_PKG_VERSION"),
         command: command(),
-        machine: machine(),
+        machine: machine_name(),
         head: format!("{}: {}", checkpoint.path().display(), checkpoint.tensor_name()),
         rows_stored: checkpoint.rows(),
         vocab_size: config.vocab_size,
@@ -199,7 +202,7 @@ fn compared_rows(text: &str) -> Result<usize> {
 }
 
 impl QuantizeArgs {
-    /// The head, and the name that it gets.
+    /// The head, and its tensor's name in the new file.
     fn open(&self) -> Result<(Checkpoint, String)> {
         let one_of = |got: &str| Error::Config {
             key: "--model, --head".into(),
@@ -212,8 +215,8 @@ impl QuantizeArgs {
                 let fix = "a model folder's head is found by itself";
                 Err(refused("--tensor", "--head FILE beside it", tensor, fix))
             }
-            // A file that stands alone is found by itself, too: its tensor has the usual name, whatever the
-            // model called it.
+            // The new file gets the default name, whatever the model called the tensor, so that `lmhead run
+            // --head` finds it without --tensor.
             (Some(folder), None, None) => Ok((Checkpoint::open(folder)?, HEAD.into())),
             (None, Some(file), tensor) => {
                 let name = tensor.as_deref().unwrap_or(HEAD);
@@ -225,17 +228,9 @@ impl QuantizeArgs {
             (Some(_), Some(_), _) => Err(one_of("both")),
         }
     }
-
-    /// Files that are read: nothing may be written over them.
-    fn input_files(&self, checkpoint: &Checkpoint) -> Vec<PathBuf> {
-        let folder = self.model.as_ref().and_then(|folder| std::fs::read_dir(folder).ok());
-        let files = folder.into_iter().flatten().flatten().map(|entry| entry.path());
-        // An index may lead into folders of the folder.
-        files.chain([checkpoint.path().to_path_buf()]).collect()
-    }
 }
 
-/// What a person should know of the head beside what the file says.
+/// Notes on the head beside what the file says.
 fn warnings(checkpoint: &Checkpoint, vocab_size: usize) -> Vec<String> {
     let mut warnings = checkpoint.warnings();
     if vocab_size < checkpoint.rows() {
@@ -257,7 +252,8 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// Of w8a16 and w8a8, slice by slice of the vocabulary: neither head is held, nor all logits.
+    /// Compares w8a16 and w8a8 slice by slice of the vocabulary, so that neither a head nor all logits are
+    /// held in memory.
     fn run(&self, rows: usize, seed: u64) -> Result<(Option<Fidelity>, Option<Fidelity>)> {
         if rows == 0 {
             return Ok((None, None));
@@ -301,7 +297,7 @@ impl Comparison<'_> {
         Ok((Some(Fidelity::of(&w8a16)), with_int8.then(|| Fidelity::of(&w8a8))))
     }
 
-    /// `[rows, ids of the shard]`
+    /// Logits, f32 `[rows, ids of the shard]`.
     fn logits(&self, rows: HiddenRows<'_>, shard: HeadShard, epilogue: Epilogue) -> Result<Vec<f32>> {
         let columns = shard.vocab().len();
         let mut logits = vec![0.0f32; rows.len() * columns];
@@ -319,8 +315,8 @@ impl Comparison<'_> {
     }
 }
 
-/// A word as a POSIX shell takes it.
-fn quoted(word: &str) -> Cow<'_, str> {
+/// The word quoted for a POSIX shell.
+fn shell_quoted(word: &str) -> Cow<'_, str> {
     let plain = |c: char| c.is_alphanumeric() || "-_./=+,:@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.into();
@@ -333,14 +329,14 @@ impl Fidelity {
         let kls = || rows.iter().map(Divergence::kl);
         Fidelity {
             kl_mean: kls().sum::<f64>() / rows.len() as f64,
-            // Not f64::max, which passes over NaN.
+            // Not f64::max, which ignores NaN.
             kl_largest: kls().fold(0.0, |largest, kl| if kl > largest || kl.is_nan() { kl } else { largest }),
             same_argmax: rows.iter().filter(|row| row.same_argmax()).count(),
         }
     }
 }
 
-impl Report {
+impl QuantizeReport {
     fn text(&self) -> String {
         let mut lines = vec![
             format!(
@@ -391,10 +387,10 @@ impl Report {
         }
         let tensor = match self.tensor.as_str() {
             HEAD => String::new(),
-            other => format!(" --tensor {}", quoted(other)),
+            other => format!(" --tensor {}", shell_quoted(other)),
         };
         let how = if self.hidden_size <= MAX_INT8_HIDDEN { "w8a8 (or w8a16)" } else { "w8a16" };
-        lines.push(format!("run it: lmhead run --head {}{tensor} --quantize {how}", quoted(&self.out)));
+        lines.push(format!("run it: lmhead run --head {}{tensor} --quantize {how}", shell_quoted(&self.out)));
         lines.join("\n")
     }
 }

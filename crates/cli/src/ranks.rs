@@ -1,5 +1,5 @@
-//! The ranks that this process runs: one OS thread each, every head group with an exchange of its own.
-//! Who runs them: `job`.
+//! The ranks that this process runs: one OS thread each, and an exchange for every head group. [`crate::job`]
+//! says which process runs which rank.
 
 use crate::Failure;
 use crate::args::CountMode;
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Everything that a rank needs, before it has a thread.
+/// Everything that a rank's thread is started with.
 pub struct Rank {
     pub rank: usize,
     pub dp: usize,
@@ -31,21 +31,21 @@ pub struct Rank {
     pub shard: Arc<HeadShard>,
 }
 
-/// The ranks and, in their order, the endpoints that their threads will own: a rank whose thread ends is seen
-/// to be gone.
+/// The ranks and their endpoints, in the same order. Each thread owns its endpoint, so that peers notice when
+/// the thread ends.
 pub struct Ranks {
     pub ranks: Vec<Rank>,
     exchanges: Vec<Arc<dyn Exchange>>,
 }
 
-/// A rank of the run, in whichever process.
+/// A rank of the run, in this process or another.
 pub struct Member {
     pub rank: usize,
     pub dp: usize,
     pub group: HeadGroup,
 }
 
-/// All ranks, ascending. Those that hold no part of a head are passed over.
+/// All ranks that hold a part of a head, ascending.
 pub fn members(layout: &ParallelLayout, group_size: usize) -> Result<Vec<Member>> {
     let mut members = Vec::new();
     for rank in 0..layout.world_size()? {
@@ -55,21 +55,20 @@ pub fn members(layout: &ParallelLayout, group_size: usize) -> Result<Vec<Member>
     Ok(members)
 }
 
-/// How the ranks of this process reach the others of their groups: all that [`set_up`] has to know of a
-/// transport.
+/// How the ranks of this process reach the others of their groups: what [`set_up`] needs of a transport.
 pub trait Connect {
-    /// The global ranks that this process runs, ascending, each once. Those that hold no part of a head are
-    /// passed over.
+    /// The global ranks that this process runs, ascending, each once. [`set_up`] skips those that hold no
+    /// part of a head.
     fn ranks(&self, layout: &ParallelLayout) -> Result<Vec<usize>>;
 
-    /// The endpoint of member `group.me()`. It is asked for once for each rank that holds a part.
+    /// The endpoint of member `group.me()`. Called once for each rank that holds a part of a head.
     fn endpoint(&mut self, group: &HeadGroup) -> Result<Arc<dyn Exchange>>;
 }
 
 /// All ranks in this process, connected by [`local`].
 #[derive(Default)]
 pub struct InProcess {
-    /// By the groups' ranks: the endpoints of members that have not come yet.
+    /// Key: a group's ranks. Value: its members' endpoints, `None` once taken.
     groups: BTreeMap<Vec<usize>, Vec<Option<Arc<dyn Exchange>>>>,
 }
 
@@ -86,17 +85,17 @@ impl Connect for InProcess {
     }
 }
 
-/// What a rank tells of its steps.
+/// What a rank reports of its steps.
 pub struct Told {
-    /// Rows that it was answered.
+    /// Rows that it got answers for.
     pub rows: usize,
     /// Of the last step.
     pub stats: StepStats,
     pub times: StageTimes,
 }
 
-/// Loads the shards of this process's ranks and connects them to their groups. A range of the vocabulary is
-/// loaded once, whoever shares it.
+/// Loads the shards of this process's ranks and connects them to their groups. Ranks with the same vocabulary
+/// range share one loaded shard.
 pub fn set_up(
     source: &HeadSource,
     config: &HeadConfig,
@@ -108,7 +107,7 @@ pub fn set_up(
     let (mut ranks, mut exchanges) = (Vec::new(), Vec::new());
     for rank in connect.ranks(layout)? {
         let Some(group) = HeadGroup::of(rank, layout, group_size)? else { continue };
-        // Before anything that can fail: peers of other processes see it go then.
+        // Before anything that can fail, so that peers in other processes notice if this process ends.
         exchanges.push(connect.endpoint(&group)?);
         let vocab = group.shard(config.vocab_size, group.me());
         let key = (vocab.start, vocab.end);
@@ -131,7 +130,7 @@ pub fn set_up(
 }
 
 /// How the ranks run their steps.
-pub struct Plan<'a> {
+pub struct RunPlan<'a> {
     pub config: &'a HeadConfig,
     pub request: Request,
     pub mode: CountMode,
@@ -142,13 +141,13 @@ pub struct Plan<'a> {
     pub parts: &'a [RankRows],
 }
 
-/// Runs every rank on a thread of its own: creation, warm-up, then the timed steps, each of which writes the
-/// rank's answer into its part of `parts`. What the timed steps take is told to `slowest`, whose groups are
-/// those of the ranks in ascending order.
+/// Runs every rank on a thread of its own: creation, warm-up, then the timed steps. Each step writes the
+/// rank's answer into its part of `parts`. The timed steps' durations go to `slowest`, whose groups are those
+/// of the ranks in ascending order.
 pub fn run(
     ranks: Ranks,
     backend: &Arc<dyn Backend>,
-    plan: &Plan,
+    plan: &RunPlan,
     slowest: &SlowestRank,
     parts: Vec<Part>,
 ) -> std::result::Result<(Vec<Rank>, Vec<Told>), Failure> {
@@ -195,7 +194,7 @@ fn run_one(
     rank: &Rank,
     exchange: Arc<dyn Exchange>,
     backend: Arc<dyn Backend>,
-    plan: &Plan,
+    plan: &RunPlan,
     mut answer: Part,
     took: impl Fn(usize, Duration),
 ) -> Result<Told> {
@@ -208,7 +207,7 @@ fn run_one(
         hidden = hidden.select(selection)?;
     }
     let group = rank.group.clone();
-    // The dp ranks of a group are consecutive; a replicated head is a group of the rank alone.
+    // The dp ranks of a group are consecutive; a rank with a whole head is a group of its own.
     let first = rank.dp - group.replica_of(group.me());
     let by_replica: Vec<usize> =
         plan.parts[first..first + group.replicas()].iter().map(|p| p.places.len()).collect();
@@ -221,7 +220,7 @@ fn run_one(
     let data = plan.rows.data.of(&part.places);
     let mut head = LmHead::new(config, group, Arc::clone(&rank.shard), exchange, backend)?;
     if config.verify == Verify::WarmUp {
-        // The ranks compare their contract in the head's own warm-up only. Without rows it streams no
+        // The head's own warm-up, in which the ranks compare their contract. With 0 rows it streams no
         // weights.
         head.warm_up(0, &[plan.request])?;
     }
@@ -231,8 +230,8 @@ fn run_one(
         let ticket = head.begin(&counts(), &plan.request, options)?;
         data.with(|inputs| head.run_into(ticket, hidden, &inputs, answer.buffers(), On::default()))
     };
-    // As the timed ones are, so that none of those is the first to touch a buffer, a page of the weights or a
-    // kernel.
+    // Steps like the timed ones, so that no timed step is the first to touch a buffer, a page of the weights
+    // or a kernel.
     for _ in 0..plan.warm_up {
         step()?;
     }
@@ -259,7 +258,7 @@ mod tests {
     use lmhead::layout::RankOrder;
     use lmhead::weights::synthetic;
 
-    /// A process of several: it runs some ranks and has their endpoints.
+    /// One of several processes: its ranks and their endpoints.
     struct Process {
         endpoints: Vec<(usize, Option<Arc<dyn Exchange>>)>,
     }
@@ -276,7 +275,7 @@ mod tests {
         }
     }
 
-    /// Six ranks in two groups of three, as one process and as three that each run other ranks of them.
+    /// Six ranks in two groups of three: in one process, and in three processes with two ranks each.
     #[test]
     fn processes_that_each_run_their_own_ranks_answer_as_one_process_does() {
         let settings = Settings::default();
@@ -298,7 +297,7 @@ mod tests {
             data: RowData::synthetic(5, total, config.vocab_size, &request),
         };
         let parts = rows.by_rank();
-        let plan = Plan {
+        let plan = RunPlan {
             config: &config,
             request,
             mode: CountMode::Exact,

@@ -1,14 +1,13 @@
-//! What `lmhead run` tells: a table for a person, the same as JSON for a program.
+//! The report of `lmhead run`: a table for the terminal, the same as JSON.
 
 use crate::check::CheckReport;
 use crate::terminal;
 use crate::times::Percentiles;
-use lmhead::doctor::processor_name;
 use serde::{Deserialize, Serialize};
 
-/// Everything about one run. Times are medians over the timed steps, but for the percentiles.
+/// The report of one run. Times are medians over the timed steps, except the percentiles.
 #[derive(Serialize)]
-pub struct Report {
+pub struct RunReport {
     /// Version of lmhead.
     pub version: &'static str,
     /// The command, without the program's path.
@@ -50,7 +49,7 @@ pub struct RankReport {
     pub tp: usize,
     /// Global ranks of its group.
     pub group: Vec<usize>,
-    /// Hidden rows that it held, and output rows wanted of them.
+    /// Hidden rows that it held, and output rows that were wanted of them.
     pub hidden_rows: usize,
     pub output_rows: usize,
     pub shard: [usize; 2],
@@ -67,7 +66,7 @@ pub struct RankReport {
     pub chunk_bytes: u64,
 }
 
-/// One step over all ranks. A stage's time, and `step_us`, is the largest of the ranks' medians.
+/// One step over all ranks. The time of a stage, and `step_us`, is the largest of the ranks' medians.
 #[derive(Serialize)]
 pub struct StepReport {
     pub contract_us: f64,
@@ -75,14 +74,14 @@ pub struct StepReport {
     pub matmul_us: f64,
     pub exchange_us: f64,
     pub step_us: f64,
-    /// `p50_us`, `p90_us`, `p99_us` and `max_us` of the slowest rank of each step of each group. The ranks of
-    /// a group leave a step together, and an engine waits for the last: a rank's own percentiles would hide a
-    /// straggler that is another one in each step.
+    /// `p50_us`, `p90_us`, `p99_us` and `max_us` of each step's slowest rank, over the steps of all groups.
+    /// An engine waits for the last rank of a group: percentiles of single ranks would hide a straggler that
+    /// is a different rank in each step.
     #[serde(flatten)]
     pub percentiles: Percentiles,
     /// Bytes that crossed between ranks.
     pub bytes_exchanged: u64,
-    /// Collective operations of a rank, the most of all ranks.
+    /// Collective operations of the rank that has most.
     pub rounds: u32,
     /// Bytes that would have crossed for all f32 logits of the same rows, in exact steps.
     pub full_logits_bytes: u64,
@@ -90,8 +89,8 @@ pub struct StepReport {
     pub weight_gb_per_s: f64,
 }
 
-impl Report {
-    /// The table for a person.
+impl RunReport {
+    /// The table in the terminal.
     pub fn table(&self) -> String {
         let mut lines = Vec::new();
         let quantized =
@@ -170,10 +169,6 @@ impl Report {
 /// The command, without the program's path.
 pub fn command() -> String {
     std::env::args_os().skip(1).fold("lmhead".into(), |line, word| line + " " + &word.to_string_lossy())
-}
-
-pub fn machine() -> String {
-    format!("{}, {} {}", processor_name(), std::env::consts::OS, std::env::consts::ARCH)
 }
 
 /// `1 step`, `3 steps`.

@@ -1,6 +1,6 @@
-//! What `--hidden` holds beside the hidden rows: data of single output rows, numbered over all ranks.
+//! The optional tensors of `--hidden`: data of single output rows, numbered over all ranks.
 
-use lmhead::adjust::{Additions, Adjustments, Counts, Penalties};
+use lmhead::adjust::{Adjustments, Counts, LogitBias, Penalties};
 use lmhead::error::{Error, Result};
 use lmhead::result::{NO_TARGET_ID, Request, RowInputs, TokenLogprobs};
 use lmhead::rows;
@@ -16,15 +16,15 @@ pub struct RowData {
     /// `allowed`, `[n, ceil(vocab / 32)]`.
     allowed: Option<Vec<i32>>,
     /// `adjust_rows`, `adjust_ids` and `adjust_values`, by row.
-    additions: Option<OwnAdditions>,
+    logit_bias: Option<OwnLogitBias>,
     /// `repetition_penalty`, `frequency_penalty`, `presence_penalty`, and `count_*` by row.
     penalties: Option<OwnPenalties>,
-    /// Of the output rows, for sampling.
+    /// Sampling parameters of the output rows.
     sampling: Option<Vec<SamplingParams>>,
-    /// The parameters of sampling that the file has a tensor for.
+    /// The sampling parameters that the file has a tensor for.
     own_sampling: Vec<&'static str>,
     words: usize,
-    /// What a person should know of the tensors.
+    /// Notes for the user on the tensors.
     notes: Vec<String>,
 }
 
@@ -33,7 +33,7 @@ struct Targets {
     of_a_row: usize,
 }
 
-struct OwnAdditions {
+struct OwnLogitBias {
     /// `[n + 1]`
     offsets: Vec<usize>,
     ids: Vec<i64>,
@@ -53,8 +53,8 @@ struct OwnPenalties {
 }
 
 impl RowData {
-    /// Reads what there is, and checks it against `n` output rows. `sampling` is how rows are sampled where
-    /// the file does not say, and `given` the options that said so.
+    /// Reads the tensors that the file has, and checks them against `n` output rows. `sampling` is how rows
+    /// are sampled where the file does not say; `given` are the options that set it.
     pub fn read(
         file: &SafetensorsFile,
         n: usize,
@@ -65,7 +65,7 @@ impl RowData {
     ) -> Result<Self> {
         let words = vocab_size.div_ceil(32);
         let logprobs = matches!(request, Request::Logprobs { .. });
-        // Raw logprobs are those of the model: nothing that is said of its logits touches them.
+        // Raw logprobs are the model's own: adjustments do not touch them.
         let raw = matches!(request, Request::Logprobs { processed: false, .. });
         let mut notes = Vec::new();
         let (sampling, own_sampling) = match sampling {
@@ -75,7 +75,7 @@ impl RowData {
         let mut data = RowData {
             targets: if logprobs { Some(targets(file, n, vocab_size)?) } else { None },
             allowed: allowed(file, n, vocab_size, &mut notes)?,
-            additions: additions(file, n)?,
+            logit_bias: logit_bias(file, n)?,
             penalties: penalties(file, n)?,
             sampling,
             own_sampling,
@@ -83,20 +83,20 @@ impl RowData {
             notes,
         };
         data.with(|inputs| inputs.adjustments.map_or(Ok(()), |a| a.check(n, vocab_size)))
-            .map_err(|error| in_tensors(file, error))?;
+            .map_err(|error| with_tensor_names(file, error))?;
         if raw && data.is_adjusted() {
-            (data.allowed, data.additions, data.penalties) = (None, None, None);
-            data.notes = vec![LEFT_ASIDE.into()];
+            (data.allowed, data.logit_bias, data.penalties) = (None, None, None);
+            data.notes = vec![ADJUSTMENTS_IGNORED.into()];
         }
         if matches!(request, Request::Sample { logprobs: Some(TokenLogprobs { processed: false, .. }) })
             && data.is_adjusted()
         {
-            data.notes.push(LEFT_ASIDE.into());
+            data.notes.push(ADJUSTMENTS_IGNORED.into());
         }
         Ok(data)
     }
 
-    /// What a run without a file takes: seeded targets for the requests that need them.
+    /// The data of a run without a file: seeded targets for the requests that need them.
     pub fn synthetic(seed: u64, n: usize, vocab_size: usize, request: &Request) -> Self {
         let target = |row: usize| {
             let z = (seed ^ (row as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -113,12 +113,12 @@ impl RowData {
         RowData { targets: Some(Targets { ids, of_a_row }), ..self }
     }
 
-    /// Every one of `n` rows is sampled with the same parameters, each at its own position.
+    /// Samples each of `n` rows with the same parameters, at its own position.
     pub fn sampled(self, params: Option<SamplingParams>, n: usize) -> Self {
-        RowData { sampling: params.map(|params| each_at_its_place(params, n)), ..self }
+        RowData { sampling: params.map(|params| params_at_positions(params, n)), ..self }
     }
 
-    /// The request, with as many targets of a row as there are.
+    /// The request with the number of targets that a row has here.
     pub fn asked(&self, request: Request) -> Request {
         match (request, &self.targets) {
             (Request::Logprobs { top_n, processed, .. }, Some(own)) => {
@@ -128,18 +128,18 @@ impl RowData {
         }
     }
 
-    /// What a person should know of the tensors, such as those that this run does not use.
+    /// Notes for the user on the tensors, such as those that this run does not use.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The parameters of sampling that are each row's own.
+    /// The sampling parameters that each row has for itself.
     pub fn own_sampling(&self) -> &[&'static str] {
         &self.own_sampling
     }
 
     pub fn is_adjusted(&self) -> bool {
-        self.allowed.is_some() || self.additions.is_some() || self.penalties.is_some()
+        self.allowed.is_some() || self.logit_bias.is_some() || self.penalties.is_some()
     }
 
     /// The data of the output rows `places`, in that order.
@@ -169,7 +169,7 @@ impl RowData {
                 of_a_row: all.of_a_row,
             }),
             allowed: self.allowed.as_ref().map(words),
-            additions: self.additions.as_ref().map(|all| OwnAdditions {
+            logit_bias: self.logit_bias.as_ref().map(|all| OwnLogitBias {
                 offsets: offsets_of(&all.offsets),
                 ids: entries(places, &all.offsets, &all.ids),
                 values: entries(places, &all.offsets, &all.values),
@@ -190,9 +190,9 @@ impl RowData {
         }
     }
 
-    /// As the library takes it.
+    /// Passes the data on in the library's form.
     pub fn with<T>(&self, use_them: impl FnOnce(RowInputs) -> T) -> T {
-        let additions = self.additions.as_ref().map(|a| Additions {
+        let logit_bias = self.logit_bias.as_ref().map(|a| LogitBias {
             offsets: &a.offsets,
             ids: &a.ids,
             values: &a.values,
@@ -203,7 +203,7 @@ impl RowData {
             presence: &p.presence,
             counts: Counts { offsets: &p.offsets, ids: &p.ids, counts: &p.counts, in_prompt: &p.in_prompt },
         });
-        let adjustments = Adjustments { allowed: self.allowed.as_deref(), additions, penalties };
+        let adjustments = Adjustments { allowed: self.allowed.as_deref(), logit_bias, penalties };
         use_them(RowInputs {
             targets: self.targets.as_ref().map(|all| &all.ids[..]),
             sampling: self.sampling.as_deref(),
@@ -219,14 +219,14 @@ impl Targets {
     }
 }
 
-/// A row's position is its place among the output rows.
-fn each_at_its_place(params: SamplingParams, n: usize) -> Vec<SamplingParams> {
+/// A row's position is its index among the output rows.
+fn params_at_positions(params: SamplingParams, n: usize) -> Vec<SamplingParams> {
     (0..n as u64).map(|position| SamplingParams { position, ..params }).collect()
 }
 
-const LEFT_ASIDE: &str = "--hidden holds adjustments, which raw logprobs leave aside; --processed asks for those of the adjusted logits";
+const ADJUSTMENTS_IGNORED: &str = "--hidden holds adjustments, which raw logprobs leave aside; --processed asks for those of the adjusted logits";
 
-/// Most targets of a row, as the library takes them.
+/// Most targets of a row that the library takes.
 const MAX_TARGETS: usize = 0xffff;
 
 fn targets(file: &SafetensorsFile, n: usize, vocab_size: usize) -> Result<Targets> {
@@ -262,10 +262,10 @@ fn targets(file: &SafetensorsFile, n: usize, vocab_size: usize) -> Result<Target
     Ok(Targets { ids, of_a_row })
 }
 
-/// The mask, cut or filled up to the words of the vocabulary: masks are made as wide as a tokenizer, which
-/// may know fewer or more ids than the head has rows. Ids beyond a mask are not allowed: no grammar has them.
-/// (xgrammar's own kernels leave them as they are and warn of it, because what is sampled then breaks the
-/// grammar; llguidance's forbid them.)
+/// The mask, truncated or zero-extended to the words of the vocabulary. Masks are as wide as a tokenizer,
+/// which may have fewer or more ids than the head has rows. Ids beyond a mask are not allowed, since no
+/// grammar has them. (xgrammar's own kernels leave such ids as they are and warn, because a token sampled
+/// from them breaks the grammar; llguidance's forbid them.)
 fn allowed(
     file: &SafetensorsFile,
     n: usize,
@@ -308,7 +308,7 @@ fn allowed(
     Ok(Some(mask))
 }
 
-fn additions(file: &SafetensorsFile, n: usize) -> Result<Option<OwnAdditions>> {
+fn logit_bias(file: &SafetensorsFile, n: usize) -> Result<Option<OwnLogitBias>> {
     let names = ["adjust_rows", "adjust_ids", "adjust_values"];
     if names.iter().all(|name| !file.contains(name)) {
         return Ok(None);
@@ -324,7 +324,7 @@ fn additions(file: &SafetensorsFile, n: usize) -> Result<Option<OwnAdditions>> {
     let values: Vec<f32> =
         file.bytes("adjust_values")?.as_chunks::<4>().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
     let (offsets, order) = by_row(file, "adjust_rows", &rows_of, n)?;
-    Ok(Some(OwnAdditions {
+    Ok(Some(OwnLogitBias {
         offsets,
         ids: order.iter().map(|&at| ids[at]).collect(),
         values: order.iter().map(|&at| values[at]).collect(),
@@ -341,8 +341,8 @@ fn entries(file: &SafetensorsFile, name: &str, rows: &str, length: usize) -> Res
     Ok(values)
 }
 
-/// Entries that name their rows, sorted by row: the offsets of each row, and the order, in which those of one
-/// row stay as they were.
+/// Groups entries by the rows that they name: the offsets of each row, and the order of the entries, stable
+/// within a row.
 fn by_row(file: &SafetensorsFile, name: &str, rows_of: &[i64], n: usize) -> Result<(Vec<usize>, Vec<usize>)> {
     let what = format!("{}: {name}", file.path().display());
     let rows_of = rows::row_numbers(&what, rows_of, n)?;
@@ -358,7 +358,7 @@ fn penalties(file: &SafetensorsFile, n: usize) -> Result<Option<OwnPenalties>> {
     let kinds = [("repetition_penalty", 1.0), ("frequency_penalty", 0.0), ("presence_penalty", 0.0)];
     let penalty = kinds.iter().find(|(name, _)| file.contains(name));
     let count = COUNTS.iter().find(|name| file.contains(name));
-    // One without the other changes nothing, and whoever stores it expects a change.
+    // Either without the other has no effect, which is surely not what was meant.
     let lone = |present: &str, missing: &str, fix: &str| {
         Err(refused(file, missing, format!("it beside {present}"), "none".into(), fix))
     };
@@ -427,7 +427,7 @@ fn sampling_of(
     params: SamplingParams,
     given: &[&'static str],
 ) -> Result<OwnSampling> {
-    let mut rows = each_at_its_place(params, n);
+    let mut rows = params_at_positions(params, n);
     let mut own = Vec::new();
     for (name, option) in [
         ("seed", ""),
@@ -456,7 +456,7 @@ fn sampling_of(
                     match name {
                         "seed" => row.seed = value,
                         "position" => row.position = value,
-                        // Beyond the vocabulary it keeps all ids, however large it is.
+                        // A number beyond the vocabulary keeps all ids, however large it is.
                         _ => row.top_k = usize::try_from(value).unwrap_or(usize::MAX),
                     }
                 }
@@ -470,7 +470,7 @@ fn sampling_of(
                     }
                 }
                 for (number, row) in rows.iter().enumerate() {
-                    row.check(number).map_err(|error| in_tensors(file, error))?;
+                    row.check(number).map_err(|error| with_tensor_names(file, error))?;
                 }
             }
         }
@@ -509,7 +509,7 @@ fn whole_numbers(file: &SafetensorsFile, name: &str, n: usize) -> Result<Vec<u64
     values.iter().enumerate().map(convert).collect()
 }
 
-/// `[n]` floats; f64, which NumPy makes where nothing is said, is rounded to f32.
+/// `[n]` floats; f64, NumPy's default, is rounded to f32.
 fn floats(file: &SafetensorsFile, name: &str, n: usize) -> Result<Vec<f32>> {
     let info = file.tensor(name)?;
     let bytes = file.bytes(name)?;
@@ -534,12 +534,12 @@ fn refused(file: &SafetensorsFile, tensor: &str, wanted: String, got: String, fi
     Error::Tensor { path: file.path().into(), tensor: tensor.into(), wanted, got, fix: fix.into() }
 }
 
-/// The library's words for its arguments, with the tensors' names.
-fn in_tensors(file: &SafetensorsFile, error: Error) -> Error {
+/// Replaces the library's argument names in an error by the tensors' names.
+fn with_tensor_names(file: &SafetensorsFile, error: Error) -> Error {
     let name = |what: String| {
         let what = what
-            .replace("additions: id", "adjust_ids: id")
-            .replace("additions: value", "adjust_values: value")
+            .replace("logit_bias: id", "adjust_ids: id")
+            .replace("logit_bias: value", "adjust_values: value")
             .replace("penalties: counts: id", "count_ids: id")
             .replace("penalties: counts of", "count_ids of")
             .replace("penalties: count of", "count_values: count of")

@@ -1,6 +1,5 @@
-//! `lmhead run`: the whole way, from files or synthetic data to an answer, a check and a report. Where
-//! several processes share a run, each goes this way with its own rank, and the first collects what all have
-//! found.
+//! `lmhead run`: from files or synthetic data to an answer, a check and a report. Where several processes
+//! share a run, each does this with its own rank, and the first collects the results of all.
 
 use crate::args::{CountMode, RunArgs};
 use crate::assembled::Assembled;
@@ -8,13 +7,14 @@ use crate::backends::{Chosen, choose};
 use crate::check;
 use crate::input::{HeadSource, Rows};
 use crate::job::{self, Alive, Job, Peers};
-use crate::output::OutFile;
-use crate::ranks::{self, Member, Plan, Rank, Ranks, Told};
-use crate::report::{self, RankReport, Report, StepReport};
+use crate::output::{OutFile, input_files};
+use crate::ranks::{self, Member, Rank, Ranks, RunPlan, Told};
+use crate::report::{RankReport, RunReport, StepReport, command};
 use crate::times::{Percentiles, SlowestRank};
 use crate::{Failure, draft, print, sampling_args, tell, terminal, threads};
 use lmhead::backend::{Backend, HeadTypes};
 use lmhead::config::{HeadConfig, Settings};
+use lmhead::doctor::machine_name;
 use lmhead::dtype::DType;
 use lmhead::finish::columns;
 use lmhead::layout::{Launch, ParallelLayout, RankOrder};
@@ -22,14 +22,15 @@ use lmhead::result::{Request, RowStatus};
 use lmhead::step::HEADER_BYTES;
 use lmhead::weights::HeadShard;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Runs it all; false when the check failed.
+/// The subcommand; false when the check failed.
 pub fn run(args: &mut RunArgs) -> Result<bool, Failure> {
     let launch = job::launch(args.exchange)?;
     args.processes = launch.map(|launch| launch.world_size);
-    // Before anything else can fail: the others wait for this process until it is there.
+    // Before anything that can fail: the other processes wait until this one has joined.
     let mut job = Job::join(launch)?;
     match run_ranks(args, launch.as_ref(), &mut job) {
         Ok((passed, timeout)) => {
@@ -41,17 +42,17 @@ pub fn run(args: &mut RunArgs) -> Result<bool, Failure> {
     }
 }
 
-/// Runs the ranks of this process; the first process also assembles, checks and reports what all have found.
+/// Runs the ranks of this process. The first process also assembles, checks and reports the results of all.
 /// Returns whether the check passed, and how long processes wait for each other at the end.
 fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(bool, Duration), Failure> {
     let is_first = launch.is_none_or(|launch| launch.rank == 0);
-    // What all processes would say is said by the first.
+    // A warning that all processes have in common is printed by the first.
     let warn = |warning: &dyn std::fmt::Display| {
         if is_first {
             tell(format_args!("warning: {warning}"));
         }
     };
-    // Everything that the user wrote is judged before anything is loaded or computed.
+    // All options and files are validated before anything is loaded or computed.
     let (request, threads, seed) = (args.request()?, job::threads_of(args, launch), args.seed);
     let (warm_up, steps, sampling) = (args.warm_up(), args.steps, args.sampling()?);
     args.check_ranks()?;
@@ -80,7 +81,9 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
         config.logprobs_chunk_rows(group_size, rows.dtype, targets, top_n)?;
     }
     let out = args.out.as_deref().filter(|_| is_first);
-    let out = out.map(|path| OutFile::check(path, &args.input_files(), "--out")).transpose()?;
+    let inputs = [&args.hidden, &args.config, &args.head].into_iter().flatten().map(PathBuf::as_path);
+    let inputs = input_files(inputs, args.model.as_deref());
+    let out = out.map(|path| OutFile::check(path, &inputs, "--out")).transpose()?;
     let mut answer = Assembled::new(&request, if is_first { rows.outputs() } else { 0 }, config.vocab_size)?;
 
     let Chosen { backend, description, threads } =
@@ -94,7 +97,8 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
     warnings.extend(rows.data.notes().iter().cloned());
 
     let parts = rows.by_rank();
-    let plan = Plan { config: &config, request, mode: args.mode, warm_up, steps, rows: &rows, parts: &parts };
+    let plan =
+        RunPlan { config: &config, request, mode: args.mode, warm_up, steps, rows: &rows, parts: &parts };
     let members = ranks::members(&layout, group_size)?;
     let peers = job.peers(config.create_timeout);
     let (ranks, told) = match &peers {
@@ -106,8 +110,8 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
         None => (done, slowest.percentiles()),
         Some(peers) => collect_done(done, &members, slowest, group_size, steps, peers)?,
     };
-    // A step that read old and new weights is of neither file, and a check against the new ones says nothing
-    // of it.
+    // If a file changed, a step may have mixed old and new weights: its answer belongs to neither, and a
+    // check against the new ones would prove nothing.
     let check_unchanged = || match ranks.iter().any(|rank| rank.shard.is_mapped()) {
         true => source.check_unchanged(),
         false => Ok(()),
@@ -152,10 +156,10 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
     }
     let passed = checked.as_ref().is_none_or(|c| c.passed);
     let weights = ranks.first().map_or(source.dtype(), |r| r.shard.matrix().dtype());
-    let report = Report {
+    let report = RunReport {
         version: env!("CARGO_PKG_VERSION"),
-        command: report::command(),
-        machine: report::machine(),
+        command: command(),
+        machine: machine_name(),
         head: source.describe(),
         rows: rows.origin.clone(),
         vocab_size: config.vocab_size,
@@ -191,12 +195,12 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
 }
 
 /// Runs the ranks' steps, which leave their answers in `whole`, in output-row order. The tp ranks of a
-/// replica answer the same rows, unless these are split among them: the first writes into `whole`, the others
-/// into memory of their own, which must then hold the same bits.
+/// replica answer the same rows unless these are split among them: the first writes into `whole`, the others
+/// into memory of their own, which must end up with the same bits.
 fn compute(
     set_up: Ranks,
     backend: &Arc<dyn Backend>,
-    plan: &Plan,
+    plan: &RunPlan,
     slowest: &SlowestRank,
     members: &[Member],
     whole: &mut Assembled,
@@ -216,11 +220,11 @@ fn compute(
     Ok(done)
 }
 
-/// The same where each process runs one rank: its answer goes to the first process.
+/// As [`compute`], where each process runs one rank: it sends its answer to the first process.
 fn compute_apart(
     set_up: Ranks,
     backend: &Arc<dyn Backend>,
-    plan: &Plan,
+    plan: &RunPlan,
     slowest: &SlowestRank,
     members: &[Member],
     whole: &mut Assembled,
@@ -251,18 +255,19 @@ fn compute_apart(
     Ok(done)
 }
 
-/// An error in what the processes do together.
+/// A failure of an operation that all processes take part in.
 fn of_rank(peers: &Peers, error: lmhead::Error) -> Failure {
     Failure::Ranks(vec![(peers.me(), error.to_string())])
 }
 
-/// Memory for the answers that are there twice.
-fn room_to_repeat(shares: &[Share], plan: &Plan) -> lmhead::Result<Vec<Assembled>> {
+/// Memory for the answers that several ranks give, one buffer for each rank after the first.
+fn room_to_repeat(shares: &[Share], plan: &RunPlan) -> lmhead::Result<Vec<Assembled>> {
     let again = shares.iter().filter(|share| share.same_as.is_some());
     again.map(|share| Assembled::new(&plan.request, share.rows, plan.config.vocab_size)).collect()
 }
 
-/// Compares what is there twice, and brings the rows from the ranks' order into the output's.
+/// Compares the repeated answers with those in `whole`, and brings the rows from rank order into output
+/// order.
 fn put_in_order(
     whole: &mut Assembled,
     repeated: &[Assembled],
@@ -282,25 +287,25 @@ fn put_in_order(
     Ok(())
 }
 
-/// What a rank has to report, in whichever process it ran.
+/// What a rank reports, in whichever process it ran.
 #[derive(Serialize, Deserialize)]
 struct Done {
     report: RankReport,
-    /// Rows that it was answered.
+    /// Rows that it got answers for.
     rows: usize,
     weight_bytes: u64,
-    /// Of each timed step, where the rank had a process to itself.
+    /// Duration of each timed step, where the rank had a process of its own.
     step_nanos: Vec<u64>,
 }
 
 impl Done {
-    fn of(rank: &Rank, told: &Told, plan: &Plan) -> Self {
+    fn of(rank: &Rank, told: &Told, plan: &RunPlan) -> Self {
         let report = rank_report(rank, told, plan);
         Done { report, rows: told.rows, weight_bytes: told.stats.weight_bytes, step_nanos: Vec::new() }
     }
 }
 
-/// What all processes have to report, and the percentiles of their steps: for the first one.
+/// The reports of all processes and the percentiles of their steps, on the first process.
 fn collect_done(
     mut done: Vec<Done>,
     members: &[Member],
@@ -316,7 +321,7 @@ fn collect_done(
     let texts = peers.collect_texts(&text).map_err(|error| of_rank(peers, error))?;
     let mut all: Vec<Done> = Vec::new();
     for (rank, text) in texts.iter().enumerate() {
-        // Ranks that share no head have not been compared before.
+        // Ranks of different groups have not been compared before.
         let alike = |done: &Done| done.report.rank == rank && done.step_nanos.len() == steps;
         match serde_json::from_str::<Vec<Done>>(text) {
             Ok(done) if done.len() == 1 && done.iter().all(alike) => all.extend(done),
@@ -327,7 +332,7 @@ fn collect_done(
             }
         }
     }
-    // The groups in the order of their first ranks.
+    // The groups, ordered by their first ranks.
     let mut groups: Vec<&[usize]> = members.iter().map(|member| member.group.ranks()).collect();
     groups.sort_unstable();
     groups.dedup();
@@ -341,16 +346,16 @@ fn collect_done(
     Ok((all, slowest.percentiles()))
 }
 
-/// Which rows of the whole answer, in the order of the ranks, a rank answers.
+/// The rows that a rank answers, as a range of the whole answer in rank order.
 struct Share {
     first: usize,
     rows: usize,
-    /// The rank that writes them into the whole, where that is another one.
+    /// The rank that writes these rows into the whole answer, if another one does.
     same_as: Option<usize>,
 }
 
-/// What each rank answers, and for each row of the whole, as the ranks leave it, its output row.
-fn shares(members: &[Member], plan: &Plan) -> (Vec<Share>, Vec<usize>) {
+/// The share of each rank, and the output row of each row of the whole answer in rank order.
+fn shares(members: &[Member], plan: &RunPlan) -> (Vec<Share>, Vec<usize>) {
     let split = plan.config.split_rows_over_tp;
     let mut order: Vec<usize> = Vec::new();
     let mut shares: Vec<Share> = Vec::new();
@@ -371,8 +376,8 @@ fn shares(members: &[Member], plan: &Plan) -> (Vec<Share>, Vec<usize>) {
     (shares, order)
 }
 
-/// The shards of the first group, which together are the vocabulary. Those of members that other processes
-/// run are loaded here.
+/// The shards of the first group, which together cover the vocabulary. Shards whose ranks run in other
+/// processes are loaded here.
 fn group_shards(
     ranks: &[Rank],
     source: &HeadSource,
@@ -397,7 +402,7 @@ fn mode_name(mode: CountMode) -> &'static str {
     }
 }
 
-fn rank_report(rank: &Rank, told: &Told, plan: &Plan) -> RankReport {
+fn rank_report(rank: &Rank, told: &Told, plan: &RunPlan) -> RankReport {
     let vocab = rank.shard.vocab();
     let Told { stats, times, .. } = told;
     RankReport {
@@ -421,8 +426,8 @@ fn rank_report(rank: &Rank, told: &Told, plan: &Plan) -> RankReport {
     }
 }
 
-/// What a verified exact step for all f32 logits would bring to the ranks: headers, hidden rows, logits.
-fn full_logits_bytes(members: &[Member], done: &[Done], plan: &Plan) -> u64 {
+/// Bytes that a verified exact step for all f32 logits would exchange: headers, hidden rows, logits.
+fn full_logits_bytes(members: &[Member], done: &[Done], plan: &RunPlan) -> u64 {
     let hidden = plan.config.hidden_size * plan.rows.dtype.size();
     let of_rank = |(member, done): (&Member, &Done)| {
         let (group, vocab_size) = (&member.group, plan.config.vocab_size);
@@ -432,14 +437,14 @@ fn full_logits_bytes(members: &[Member], done: &[Done], plan: &Plan) -> u64 {
         let gathered: usize = peers.map(|dp| plan.parts[dp].places.len()).sum();
         let row: usize =
             others().map(|m| columns::row_stride(group.shard(vocab_size, m).len(), DType::F32)).sum();
-        // With tensor parallelism the headers come again, with a digest of the inputs.
+        // With tensor parallelism a second exchange of headers carries a digest of the inputs.
         let headers = if group.tp() > 1 { 2 } else { 1 };
         (others().count() * headers * HEADER_BYTES + gathered * hidden + done.rows * row) as u64
     };
     members.iter().zip(done).map(of_rank).sum()
 }
 
-fn step_report(members: &[Member], done: &[Done], plan: &Plan, percentiles: Percentiles) -> StepReport {
+fn step_report(members: &[Member], done: &[Done], plan: &RunPlan, percentiles: Percentiles) -> StepReport {
     let slowest = |of: fn(&RankReport) -> f64| done.iter().map(|d| of(&d.report)).fold(0.0, f64::max);
     let matmul_us = slowest(|r| r.matmul_us);
     let streamed: u64 = done.iter().map(|d| d.weight_bytes).sum();

@@ -46,7 +46,7 @@ pub struct SamplingArgs {
     pub min_p: Option<f32>,
 }
 
-/// A value that is one of the sampling parameters, which say what is legal.
+/// Parser of a sampling parameter; [`SamplingParams`] decides what is legal.
 fn probability(option: &'static str, set: fn(&mut SamplingParams, f32)) -> impl Parser<f32> {
     move |text| {
         let wide: f64 = text.parse().map_err(|_| refused(option, "a number", text, "write it as in 0.8"))?;
@@ -79,7 +79,7 @@ impl SamplingArgs {
         .collect()
     }
 
-    /// How every row is sampled where `request` is `sample`; `None` where it is another one.
+    /// The parameters of every row where `request` is `sample`; `None` where it is another one.
     pub fn params(&self, request: &str, seed: u64) -> Result<Option<SamplingParams>> {
         if request != "sample" && !request.starts_with("sample:") {
             let (wanted, fix) = ("--request sample beside it", "it says how tokens are sampled");
@@ -100,7 +100,7 @@ impl SamplingArgs {
     }
 }
 
-/// The request as reports name it. `own` are the parameters that each row has for itself.
+/// The request's name in reports. `own` are the parameters that each row has for itself.
 pub fn words(request: &Request, sampling: Option<&SamplingParams>, own: &[&str]) -> String {
     let Some(SamplingParams { seed, temperature, top_k, top_p, min_p, .. }) = sampling else {
         return request.to_string();

@@ -1,19 +1,18 @@
-//! What a person reads fits the terminal that it is printed on: tables and sentences wrap at words. What goes
-//! into a file or a pipe is neither wrapped nor cut.
+//! Output on a terminal fits its width: tables and sentences wrap at words. Files and pipes get whole lines.
 
 use crate::{Failure, print};
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use std::borrow::Cow;
 
-/// Columns of the terminal that standard output is; none where it is something else.
-fn width() -> Option<usize> {
+/// Columns of the terminal on standard output; `None` where it is no terminal.
+pub fn width() -> Option<usize> {
     terminal_size::terminal_size_of(std::io::stdout())
         .map(|(width, _)| usize::from(width.0))
         .filter(|&w| w > 0)
 }
 
-/// Prints sentences and tables, line by line.
+/// Prints sentences and tables.
 pub fn show(text: &str) -> Result<(), Failure> {
     match width() {
         Some(width) => print(&wrapped(text, width)),
@@ -21,8 +20,8 @@ pub fn show(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Every line but those of tables, which their maker has arranged, wrapped at words; what a line goes on with
-/// is indented by two.
+/// Wraps every line at words, except those of tables, which already fit. Continuation lines are indented by
+/// two.
 fn wrapped(text: &str, width: usize) -> String {
     let line = |line: &'_ str| match line.chars().next() {
         Some('┌' | '│' | '╞' | '└') => line.to_string(),
@@ -31,7 +30,7 @@ fn wrapped(text: &str, width: usize) -> String {
     text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// A table with this header, in borders; all columns but those named in `words` are right-aligned.
+/// A table with borders and this header. Columns are right-aligned, except those listed in `words`.
 pub fn table<'a>(header: impl IntoIterator<Item = impl Into<Cow<'a, str>>>, words: &[usize]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_BORDERS_ONLY).set_header(header.into_iter().map(|title| title.into().into_owned()));

@@ -1,13 +1,13 @@
-//! `--threads`: how many threads this process computes on.
+//! `--threads`: how many threads this process uses.
 
 use lmhead::error::{Error, Result};
 
-/// Makes the parallel loops that do not belong to a backend run on that many threads: loading, making,
-/// quantising and checking weights. (A backend has a pool of its own, of as many.) To be called before the
-/// first of them; without a number there is a thread for each CPU.
+/// Sets the number of threads for the parallel loops that do not belong to a backend: loading, making,
+/// quantising and checking weights. (A backend has its own pool of the same size.) Must be called before the
+/// first such loop; with `None` there is a thread for each CPU.
 ///
 /// # Errors
-/// `Unsupported` where they cannot be started.
+/// `Unsupported` where the threads cannot be started.
 pub fn limit(threads: Option<usize>) -> Result<()> {
     let Some(threads) = threads else { return Ok(()) };
     rayon::ThreadPoolBuilder::new()

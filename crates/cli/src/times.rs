@@ -1,4 +1,4 @@
-//! Times of steps: what is kept of them, and what is told.
+//! Times of steps: how they are recorded and summarised.
 
 use lmhead::error::{Error, Result};
 use lmhead::result::StepStats;
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The stages of one rank's steps. Its memory is bounded, whatever the number of steps.
+/// Times of the stages of one rank's steps, in bounded memory.
 #[derive(Default)]
 pub struct StageTimes {
     pub contract: Times,
@@ -18,7 +18,7 @@ pub struct StageTimes {
 }
 
 impl StageTimes {
-    /// A step of this rank, and what it says of its stages.
+    /// Adds a step: its duration and the times of its stages.
     pub fn add(&mut self, step: Duration, stats: &StepStats) {
         for (times, time) in [
             (&mut self.contract, stats.contract),
@@ -32,17 +32,17 @@ impl StageTimes {
     }
 }
 
-/// How often each time came. Up to [`Times::EXACT`] different ones are kept as they are, in nanoseconds.
-/// With more of them each counts as its neighbour of nine binary digits, which is off by at most 1/512.
+/// A histogram of times. Up to [`Times::EXACT`] different times are kept in whole nanoseconds. With more,
+/// each is rounded to nine significant binary digits, which is off by at most 1/512.
 #[derive(Default)]
 pub struct Times {
-    /// Nanoseconds, and how often they came.
+    /// Nanoseconds -> how often.
     counts: BTreeMap<u64, u64>,
     rounded: bool,
 }
 
 impl Times {
-    /// Different times that are kept as they are.
+    /// Most different times that are kept exactly.
     const EXACT: usize = 1024;
 
     pub fn add(&mut self, time: Duration) {
@@ -56,7 +56,7 @@ impl Times {
         }
     }
 
-    /// The median, µs: of an even number of times the mean of the two in the middle. 0 without any.
+    /// The median in µs: the mean of the two middle times if their number is even, 0 if there are none.
     pub fn median_us(&self) -> f64 {
         let count: u64 = self.counts.values().sum();
         let Some(last) = count.checked_sub(1) else { return 0.0 };
@@ -75,14 +75,14 @@ impl Times {
     }
 }
 
-/// The middle of all times that have the same nine leading binary digits. Shorter ones stay as they are.
+/// The middle of all times with the same nine leading binary digits. Times of at most nine digits stay exact.
 fn rounded(nanos: u64) -> u64 {
     let dropped = (u64::BITS - nanos.leading_zeros()).saturating_sub(9);
     (nanos >> dropped << dropped) | ((1 << dropped) >> 1)
 }
 
-/// How long each step of each group took on its slowest rank, which is how long the whole group is kept
-/// waiting: 8 bytes for each, so that percentiles are exact. Its pages are touched as the steps come.
+/// The duration of each step of each group on its slowest rank, which the whole group waits for. 8 bytes for
+/// each step, so that percentiles are exact; pages are touched as the steps come.
 pub struct SlowestRank {
     /// Nanoseconds, `[groups, steps]`.
     nanos: Box<[AtomicU64]>,
@@ -90,10 +90,10 @@ pub struct SlowestRank {
 }
 
 impl SlowestRank {
-    /// Of `steps` steps of `groups` groups.
+    /// For `steps` steps of `groups` groups.
     ///
     /// # Errors
-    /// `Config` where the system refuses so much memory.
+    /// `Config` where the allocation fails.
     pub fn new(groups: usize, steps: usize) -> Result<Self> {
         let nanos = groups.checked_mul(steps).map(bytemuck::allocation::try_zeroed_slice_box);
         match nanos {
@@ -109,7 +109,7 @@ impl SlowestRank {
         }
     }
 
-    /// Step `step` of group `group` took one of its ranks that long.
+    /// Records that step `step` of group `group` took one of its ranks `time`.
     pub fn add(&self, group: usize, step: usize, time: Duration) {
         self.nanos[group * self.steps + step].fetch_max(nanos(time), Ordering::Relaxed);
     }
@@ -131,8 +131,8 @@ impl SlowestRank {
     }
 }
 
-/// Percentiles by nearest rank: pN is the shortest time that N of 100 steps do not exceed. It is always the
-/// time of a step, and of few steps the higher percentiles are the longest.
+/// Percentiles by nearest rank: pN is the shortest time that N % of the steps do not exceed. It is always the
+/// time of a step; with few steps the higher percentiles are all the longest time.
 #[derive(Serialize, Clone, Copy, Debug, PartialEq)]
 pub struct Percentiles {
     pub p50_us: f64,
@@ -141,13 +141,13 @@ pub struct Percentiles {
     pub max_us: f64,
 }
 
-/// Which of `n` ascending values is that percentile, counted from 0: the one at place `ceil(n * percent /
-/// 100)`, counted from 1. `None` without any.
+/// Index of a percentile among `n` ascending values: place `ceil(n * percent / 100)`, counted from 1. `None`
+/// without values.
 fn nearest_rank(n: usize, percent: u128) -> Option<usize> {
     (n as u128 * percent).div_ceil(100).checked_sub(1).map(|place| place as usize)
 }
 
-/// 584 years at most.
+/// Nanoseconds, saturating at 584 years.
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(of(thousand).median_us(), (500.0 + 501.0) / 2.0 * 1_000_000.007);
     }
 
-    /// However many steps: their times are off by at most 1/512, and what is kept of them stops growing.
+    /// However many steps there are, medians are off by at most 1/512 and the memory stops growing.
     #[test]
     fn many_steps_take_bounded_memory() {
         let nanos = |i: u64| 1 + random(i) % 3_000_000_000_000 / (1 + random(i + 7_000_000) % 100_000);
@@ -195,7 +195,7 @@ mod tests {
         sorted.sort_unstable();
         let median = (sorted[199_999] + sorted[200_000]) as f64 / 2.0 / 1e3;
         assert!((times.median_us() / median - 1.0).abs() <= 1.0 / 512.0, "{} {median}", times.median_us());
-        // 256 to each power of two, of which a u64 has 64.
+        // 256 values for each power of two, of which a u64 has 64.
         assert!(times.counts.len() < 40 * 256, "{}", times.counts.len());
         assert!(times.rounded);
         assert_eq!(times.counts.values().sum::<u64>(), 400_000);

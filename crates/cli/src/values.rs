@@ -1,11 +1,11 @@
-//! Values of options, judged by clap as it parses them. Each error names the option, what was wanted, what
-//! came and what to do; `main` prints it like the library's own errors.
+//! Parsers of option values, which clap calls. Each error names the option, what was wanted, what came and
+//! what to do; `main` prints it like the library's own errors.
 
 use lmhead::config::{LmheadTpSize, Quantization};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 
-/// As many threads as a backend takes.
+/// Most threads that a backend takes.
 const MAX_THREADS: usize = 1024;
 
 pub fn refused(option: &str, wanted: &str, got: &str, fix: &str) -> Error {
@@ -52,7 +52,7 @@ pub fn seed(text: &str) -> Result<u64> {
     text.parse().map_err(|_| refused("--seed", wanted, text, "0 is the default"))
 }
 
-/// The finite speed or latency of a machine.
+/// A machine's speed or latency: a finite number.
 pub fn speed(option: &'static str) -> impl Parser<f64> {
     let (wanted, fix) = ("a finite number, at least 0", "write it as in 360 or 12.5");
     move |text| {
@@ -61,8 +61,8 @@ pub fn speed(option: &'static str) -> impl Parser<f64> {
     }
 }
 
-/// Row counts, separated by commas. A type of its own: of a `Vec` clap would take one for each time that the
-/// option stands there.
+/// Row counts, separated by commas. A type of its own, because clap takes a `Vec` for an option that may be
+/// given several times.
 #[derive(Clone)]
 pub struct RowCounts(pub Vec<usize>);
 
@@ -74,6 +74,22 @@ pub fn row_counts(text: &str) -> Result<RowCounts> {
     text.split(',').map(count).collect::<Result<_>>().map(RowCounts)
 }
 
+/// The number of data-parallel ranks by --dp and the entries of --rows; 1 where neither is given.
+///
+/// # Errors
+/// `Shape` where they differ.
+pub fn dp_ranks(dp: Option<usize>, rows: Option<&[usize]>) -> Result<usize> {
+    match (dp, rows.map(<[usize]>::len)) {
+        (Some(dp), Some(entries)) if entries != dp => Err(Error::Shape {
+            what: "--rows".into(),
+            wanted: format!("{dp} entries, one for each of --dp {dp}"),
+            got: format!("{entries} entries"),
+            fix: "list every dp rank's rows, idle ones as 0".into(),
+        }),
+        (dp, entries) => Ok(dp.or(entries).unwrap_or(1)),
+    }
+}
+
 pub fn lmhead_tp_size(text: &str) -> Result<LmheadTpSize> {
     let wanted = "auto, -1 (the tensor-parallel size) or a number of ranks";
     text.parse().map_err(|_| refused("--lmhead-tp-size", wanted, text, "use auto where unsure"))
@@ -83,7 +99,7 @@ pub fn quantization(text: &str) -> Result<Quantization> {
     text.parse().map_err(|_| refused("--quantize", "none, w8a8 or w8a16", text, "use one of those"))
 }
 
-/// A type of floats.
+/// A float type.
 pub fn float(option: &'static str, fix: &'static str) -> impl Parser<DType> {
     move |text| match text.parse() {
         Ok(dtype @ (DType::F32 | DType::Bf16 | DType::F16)) => Ok(dtype),

@@ -1,5 +1,5 @@
-//! `mpirun -n 4 lmhead run` as one program: the answers of threads, one report, errors with their ranks, and
-//! ranks that are killed, stopped or late.
+//! `mpirun -n 4 lmhead run` as one program: the same answers as with threads, one report, errors with their
+//! ranks, and ranks that are killed, stopped or late.
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ fn mpirun(recovery: bool) -> Command {
     command
 }
 
-/// `lmhead run` with these arguments as four processes.
+/// `lmhead run` with these arguments in four processes.
 fn four(args: &[&str]) -> Output {
     mpirun(false).args(["-n", "4", PROGRAM, "run"]).args(args).output().expect("mpirun")
 }
@@ -52,9 +52,9 @@ fn four_processes_write_the_same_file_as_threads_and_print_one_report() {
         &["--request", "logits", "--logits-dtype", "bf16", "--rows", "5,0,1,9", "--lmhead-tp-size", "4"],
         // Two groups.
         &["--request", "sample:3", "--lmhead-tp-size", "2", "--top-p", "0.9", "--mode", "discover"],
-        // Every rank by itself.
+        // Every rank with a head of its own.
         &["--request", "argmax", "--lmhead-tp-size", "1"],
-        // The tensor-parallel ranks of a replica answer the same rows, or each its part.
+        // The tensor-parallel ranks of a replica answer the same rows, or each a part of them.
         &["--request", "logprobs:2", "--tp", "2", "--lmhead-tp-size", "4", "--check"],
         &["--request", "topk:3", "--tp", "4", "--lmhead-tp-size", "-1", "--mode", "capacity"],
         &["--request", "topk:3", "--tp", "2", "--lmhead-tp-size", "4", "--config", &split],
@@ -70,7 +70,7 @@ fn four_processes_write_the_same_file_as_threads_and_print_one_report() {
         let report: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one report");
         assert_eq!(report["exchange"], "mpi");
 
-        // The same by one process, which says how many ranks there are.
+        // The same in one process, which needs --dp.
         let dp = report["dp"].as_u64().unwrap().to_string();
         let threads = Command::new(PROGRAM)
             .arg("run")
@@ -108,7 +108,7 @@ fn what_is_wrong_for_all_is_said_once_and_ends_the_job() {
     let table: [(&[&str], &str); 5] = [
         (&["run", "--preset", "tiny", "--dp", "3"], "--dp, --tp: wanted 4 ranks, one for each process"),
         (&["run", "--preset", "tiny", "--request", "best"], "--request: wanted logits"),
-        // Refused while options are parsed, before the processes know each other.
+        // Refused while options are parsed, before the processes are connected.
         (&["run", "--preset", "tiny", "--steps", "0"], "--steps: wanted a whole number of at least 1"),
         (&["run", "--preset", "tiny", "--tp", "3"], "--tp: wanted a divisor of the 4 processes"),
         (&["bench", "--preset", "tiny"], "lmhead bench: wanted one process, got rank 0 of 4"),
@@ -123,7 +123,7 @@ fn what_is_wrong_for_all_is_said_once_and_ends_the_job() {
     }
 }
 
-/// Rank 3 is asked for something else: every rank that gets to report names it, and the job has failed.
+/// Rank 3 requests something else: every rank that still reports names it, and the job fails.
 #[test]
 fn a_rank_that_disagrees_is_named_and_the_job_fails() {
     let run = |request: &'static str| {
@@ -152,7 +152,7 @@ fn a_rank_that_disagrees_is_named_and_the_job_fails() {
             assert!(error.contains("request: ranks [0, 1, 2] say topk:2, ranks [3] say argmax"), "{error}");
         }
         if recovery {
-            // Each rank's own report counts.
+            // Only the errors of the ranks themselves are compared.
             let mut ranks: Vec<&str> = errors.iter().map(|error| &error[12..13]).collect();
             ranks.sort_unstable();
             assert_eq!(ranks, ["0", "1", "2", "3"], "{said}");
@@ -162,7 +162,7 @@ fn a_rank_that_disagrees_is_named_and_the_job_fails() {
     }
 }
 
-/// Ranks that share no head are not compared by one.
+/// A difference between groups is found too, although no step compares them.
 #[test]
 fn ranks_of_several_groups_that_run_other_steps_are_named() {
     let run = |steps: &'static str| {
@@ -178,7 +178,7 @@ fn ranks_of_several_groups_that_run_other_steps_are_named() {
     assert!(said.contains(words), "{said}");
 }
 
-/// Four processes under `--enable-recovery`, whose lines come with the moment at which they came.
+/// Four processes under `--enable-recovery`; each line of output is kept with its time of arrival.
 struct Job {
     mpirun: Child,
     lines: Receiver<(Instant, String)>,
@@ -187,7 +187,7 @@ struct Job {
 }
 
 impl Job {
-    /// Starts steps without end, and waits until they are under way.
+    /// Starts steps without end, and waits until they run.
     fn start(folder: &Path) -> Self {
         let config = folder.join("settings.toml");
         fs::write(&config, format!("timeout_ms = {}\n", TIMEOUT.as_millis())).unwrap();
@@ -209,7 +209,7 @@ impl Job {
             thread::sleep(Duration::from_millis(20));
             job.ranks = ranks_of(job.mpirun.id());
         }
-        // From the first steps to the many.
+        // Lets the first steps pass.
         thread::sleep(Duration::from_millis(300));
         job
     }
@@ -235,7 +235,7 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        // Ranks that a test has stopped; mpirun ends with its last one.
+        // Kills ranks that a test has stopped; mpirun ends with its last rank.
         for pid in ranks_of(self.mpirun.id()).values() {
             let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).stderr(Stdio::null()).status();
         }
@@ -250,7 +250,7 @@ fn ranks_of(mpirun: u32) -> BTreeMap<usize, i32> {
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let rank = |pid: i32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // After the name, which is in brackets: the state and the parent.
+        // After the name, which is in brackets, come the state and the parent.
         let parent: u32 = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
         let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
         let rank = environment
@@ -261,7 +261,7 @@ fn ranks_of(mpirun: u32) -> BTreeMap<usize, i32> {
     pids.filter_map(rank).collect()
 }
 
-/// A rank has a thread of its own, which begins when the head is loaded.
+/// Whether the rank's thread has started, which happens once the head is loaded.
 fn steps_run(pid: i32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     threads.into_iter().any(|thread| {
@@ -269,8 +269,8 @@ fn steps_run(pid: i32) -> bool {
     })
 }
 
-/// Every survivor reports by itself within the deadline and a second, and the rank at fault is named. (A rank
-/// that waits for a survivor names that one; it names rank 1.)
+/// Every survivor reports by itself within the deadline plus a second, and names the rank at fault. (A rank
+/// that waits for another survivor names that one, whose report names rank 1.)
 fn assert_reported(what: &str, errors: &BTreeMap<usize, (Duration, String)>) {
     for (rank, (after, error)) in errors {
         println!("{what}: rank {rank} after {:.0} ms: {error}", after.as_secs_f64() * 1e3);
@@ -309,8 +309,7 @@ fn a_rank_that_comes_late_is_named_and_reports_too() {
     assert!(late.0 <= TIMEOUT + Duration::from_secs(1), "{late:?}");
 }
 
-/// Started by the mpirun of another MPI library, every process would be a whole job of its own, and answer
-/// alone.
+/// Under the mpirun of another MPI library every process would be a job of its own and answer alone.
 #[test]
 fn a_job_of_another_mpi_library_is_refused_by_name() {
     let out = Command::new(PROGRAM)

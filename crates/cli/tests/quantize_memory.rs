@@ -1,5 +1,5 @@
-//! What `Checkpoint::write_int8` allocates, counted: a head is never held. Its own test program, since the
-//! count is the whole process's.
+//! The memory that `Checkpoint::write_int8` allocates: it never holds a whole head. A test program of its
+//! own, because the allocator counts for the whole process.
 
 use lmhead::{Checkpoint, DType, HeadConfig};
 use peak_alloc::PeakAlloc;
@@ -30,7 +30,7 @@ fn writing_stays_within_its_bound_on_any_number_of_threads() {
             let checkpoint = Checkpoint::from_file(&source, "w").unwrap();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let bound = checkpoint.int8_working_bytes(vocab, threads) as usize;
-            // The pool's own queues, and what names and the header take.
+            // For the pool's own queues, the names and the header.
             let slack = 64 << 10;
             assert!(bound + slack < size / 2, "{bound} bytes would say little of a head of {size}");
             let file = File::create(&out).unwrap();

@@ -1,6 +1,6 @@
-//! What `lmhead run` takes beside its weights: the answer of all ranks once, and next to nothing for each
-//! step. By the system's count of a child's largest resident memory; a test program of its own, because a
-//! child begins as a copy of what starts it, and that must be small.
+//! The memory of `lmhead run` beside its weights: the answer of all ranks once, and next to nothing for each
+//! step. Measured as a child's peak resident memory; a test program of its own, because a child begins as a
+//! copy of its parent, which must be small.
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "a child's own use of memory")]
 
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
-/// Largest resident memory of `lmhead run` with these arguments, in bytes.
+/// Peak resident memory of `lmhead run` with these arguments, in bytes.
 fn peak(args: &[&str]) -> usize {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lmhead"));
     #[expect(clippy::zombie_processes, reason = "wait4 waits for it")]
@@ -33,7 +33,7 @@ fn head(path: &Path, ids: usize) {
     safetensors::serialize_to_file([("lm_head.weight", view)], None, path).unwrap();
 }
 
-/// Hidden rows for that head, whose answers are wanted in the opposite order.
+/// Hidden rows for that head; the answers are wanted in reverse order.
 fn reversed_rows(path: &Path, rows: usize) {
     let hidden: Vec<u8> = (0..rows * 8).flat_map(|i| ((i * 53 % 257) as f32 / 64.0).to_le_bytes()).collect();
     let indices: Vec<u8> = (0..rows as i64).rev().flat_map(i64::to_le_bytes).collect();
@@ -58,9 +58,9 @@ fn an_answer_is_held_once() {
     let answer = 1000 * 20_000 * 4;
     let (few, many) = (at("few"), at("many"));
     let (ones, parts) = ("1,1,1,1", "250,250,250,250");
-    // Ranks write where the answer stays, and rows come into another order in place. Ranks that share a head
-    // exchange logits, which are there three times more: as they are sent, on their way in the transport, and
-    // as they are received.
+    // Ranks write directly into the answer, whose rows are permuted in place. Ranks that share a head
+    // exchange logits, which takes three more copies: as sent, on their way in the transport, and as
+    // received.
     for (few, more, copies) in [
         (&["--rows", "1"][..], &["--rows", "1000"][..], 1),
         (&["--hidden", &few], &["--hidden", &many], 1),
@@ -84,7 +84,7 @@ fn steps_take_next_to_no_memory() {
         let args = ["--head", head_path.to_str().unwrap(), "--rows", &ranks, "--steps", steps];
         peak(&[&args[..], &["--request", "argmax", "--threads", "1"]].concat())
     };
-    // Times are kept exactly until there are 1024 different ones, so the growth is that of the steps after
+    // Times are kept exactly until there are 1024 different ones, so measure the growth from the steps after
     // those.
     let (few, many) = (run("2000"), run("10000"));
     let each = many.saturating_sub(few) as f64 / (8000.0 * 16.0);

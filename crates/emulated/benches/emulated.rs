@@ -1,12 +1,12 @@
-//! How fast the emulated device multiplies, with and without the search for races: on one core, and 64 rows x
-//! 1024 ids x 4096 on all.
+//! Speed of the emulated device's matmuls, with and without race detection: on one core, and 64 rows x 1024
+//! ids x 4096 on all cores.
 //!
 //! ```text
 //! cargo bench --bench emulated
 //! ```
 //! Throughput counts multiply-accumulates of whole tiles as elements: 1 Gelem/s is 10^9 of them a second. On
-//! one core time is that of the processor, which other programs on the machine disturb less than the clock on
-//! the wall; on all cores it is that of the wall.
+//! one core the time is CPU time, which other programs disturb less than wall time; on all cores it is wall
+//! time.
 #![allow(unsafe_code, reason = "launches")]
 
 use cpu_time::ThreadTime;
@@ -15,21 +15,21 @@ use half::bf16;
 use lmhead::DType;
 use lmhead::backend::device::{NO_ADJUSTMENTS, NO_PARTIALS};
 use lmhead::backend::params::{
-    GatherCarrierParams, LMHEAD_DTYPE_F32, LogitMatrix, MatmulParams, MmaCarrierParams, RowMatrix,
-    WeightMatrix, WgmmaCarrierParams,
+    GatherMicrokernelParams, LMHEAD_DTYPE_F32, LogitMatrix, MatmulParams, MmaMicrokernelParams, RowMatrix,
+    WeightMatrix, WgmmaMicrokernelParams,
 };
 use lmhead::plan::{DeviceLimits, Plan, Precision, Shape};
 use lmhead_emulated::Buffer;
 use lmhead_emulated::emulated_kernel;
 use lmhead_emulated::probe::{NO_MAP, ProbeParams};
-use lmhead_emulated::{Device, Kernel, LaunchConfig, Params, carriers};
+use lmhead_emulated::{Device, Kernel, LaunchConfig, Params, microkernels};
 use std::ptr::null;
 use std::time::Instant;
 
 const VOCAB: u32 = 512;
 const ROWS: u32 = 64;
 const HIDDEN: u32 = 4096;
-/// Ids of the products on all cores.
+/// Ids of the matmuls on all cores.
 const WIDE: u32 = 1024;
 
 fn int8(count: u32) -> Vec<i8> {
@@ -40,7 +40,7 @@ fn bf16s(count: u32) -> Vec<bf16> {
     int8(count).into_iter().map(|x| bf16::from_f32(f32::from(x) / 77.0)).collect()
 }
 
-/// What is timed: a thread of the processor, or the wall's clock over all cores.
+/// What is measured: CPU time of one thread, or wall time over all cores.
 #[derive(Clone, Copy, PartialEq)]
 enum Cores {
     One,
@@ -115,7 +115,7 @@ fn wgmma(c: &mut Criterion) {
     measure(c, "wgmma s8 n16", products, &mut device, launch);
 }
 
-/// One of the kernels of `crate::plan`, by the plan that it chooses.
+/// One of the kernels of `crate::plan`, with the given tile's plan.
 fn matmul(
     c: &mut Criterion,
     cores: Cores,
@@ -124,7 +124,7 @@ fn matmul(
     vocab: u32,
 ) {
     let shape = Shape { rows: ROWS as usize, vocab: vocab as usize, hidden: HIDDEN as usize };
-    // A plan would take smaller tiles for so few ids; this is the tile of whole heads.
+    // A plan would choose smaller tiles for so few ids; this is the tile for whole heads.
     let plans = Plan::candidates(precision, shape, &DeviceLimits::H100).expect("plans");
     let plan = plans.iter().find(|plan| plan.tile.kernel == kernel.name()).expect("a plan with this kernel");
     let mut device = Device::new();
@@ -197,7 +197,7 @@ fn kernels(c: &mut Criterion) {
     let out = device.alloc((VOCAB * ROWS * 4) as usize).expect("room");
 
     let (weights, rows) = (device.upload(&int8(VOCAB * HIDDEN)), device.upload(&int8(ROWS * HIDDEN)));
-    let params = MmaCarrierParams {
+    let params = MmaMicrokernelParams {
         weights: weights.pointer(),
         rows: rows.pointer(),
         out: out.pointer(),
@@ -205,50 +205,58 @@ fn kernels(c: &mut Criterion) {
         row_count: ROWS,
         hidden: HIDDEN,
     };
-    let config = carriers::config(VOCAB, ROWS, 32, carriers::MMA_THREADS, carriers::MMA_SHARED);
-    measure(c, "carrier mma.sync s8", products, &mut device, (carriers::mma_s8(), params, config));
+    let config = microkernels::config(VOCAB, ROWS, 32, microkernels::MMA_THREADS, microkernels::MMA_SHARED);
+    measure(c, "microkernel mma.sync s8", products, &mut device, (microkernels::mma_s8(), params, config));
 
     let tiles = |address, bytes, lines, box_rows| {
-        carriers::tiles(address, bytes, lines, HIDDEN, box_rows).expect("the sizes are TMA's")
+        microkernels::tiles(address, bytes, lines, HIDDEN, box_rows).expect("the sizes are TMA's")
     };
-    let shared = carriers::WGMMA_SHARED;
-    let config = carriers::config(VOCAB, ROWS, carriers::WGMMA_ROWS, carriers::WGMMA_THREADS, shared);
-    let params = WgmmaCarrierParams {
+    let shared = microkernels::WGMMA_SHARED;
+    let config =
+        microkernels::config(VOCAB, ROWS, microkernels::WGMMA_ROWS, microkernels::WGMMA_THREADS, shared);
+    let params = WgmmaMicrokernelParams {
         weights: tiles(weights.address(), 1, VOCAB, 64),
-        rows: tiles(rows.address(), 1, ROWS, carriers::WGMMA_ROWS),
+        rows: tiles(rows.address(), 1, ROWS, microkernels::WGMMA_ROWS),
         out: out.pointer(),
         vocab: VOCAB,
         row_count: ROWS,
         hidden: HIDDEN,
     };
-    measure(c, "carrier wgmma s8", products, &mut device, (carriers::wgmma_s8(), params, config));
+    measure(c, "microkernel wgmma s8", products, &mut device, (microkernels::wgmma_s8(), params, config));
 
     let wide = device.upload(&int8(WIDE * HIDDEN));
     let out_of_all = device.alloc((WIDE * ROWS * 4) as usize).expect("room");
-    let of_all = WgmmaCarrierParams {
+    let of_all = WgmmaMicrokernelParams {
         weights: tiles(wide.address(), 1, WIDE, 64),
         out: out_of_all.pointer(),
         vocab: WIDE,
         ..params
     };
-    let config_of_all = carriers::config(WIDE, ROWS, carriers::WGMMA_ROWS, carriers::WGMMA_THREADS, shared);
+    let config_of_all =
+        microkernels::config(WIDE, ROWS, microkernels::WGMMA_ROWS, microkernels::WGMMA_THREADS, shared);
     let products_of_all = products / u64::from(VOCAB) * u64::from(WIDE);
-    let launch = (carriers::wgmma_s8(), of_all, config_of_all);
-    let name = "carrier wgmma s8, all cores";
+    let launch = (microkernels::wgmma_s8(), of_all, config_of_all);
+    let name = "microkernel wgmma s8, all cores";
     measure_on(Cores::All, c, name, products_of_all, &mut device, launch);
 
     let (weights, rows) = (device.upload(&bf16s(VOCAB * HIDDEN)), device.upload(&bf16s(ROWS * HIDDEN)));
-    let params = WgmmaCarrierParams {
+    let params = WgmmaMicrokernelParams {
         weights: tiles(weights.address(), 2, VOCAB, 64),
-        rows: tiles(rows.address(), 2, ROWS, carriers::WGMMA_ROWS),
+        rows: tiles(rows.address(), 2, ROWS, microkernels::WGMMA_ROWS),
         ..params
     };
-    measure(c, "carrier wgmma bf16", products, &mut device, (carriers::wgmma_bf16(), params, config));
-    let kernel = carriers::wgmma_registers_bf16();
-    measure(c, "carrier wgmma bf16, weights from registers", products, &mut device, (kernel, params, config));
+    measure(c, "microkernel wgmma bf16", products, &mut device, (microkernels::wgmma_bf16(), params, config));
+    let kernel = microkernels::wgmma_registers_bf16();
+    measure(
+        c,
+        "microkernel wgmma bf16, weights from registers",
+        products,
+        &mut device,
+        (kernel, params, config),
+    );
 
     let indices: Vec<i32> = (0..ROWS as i32).rev().collect();
-    let params = GatherCarrierParams {
+    let params = GatherMicrokernelParams {
         weights: params.weights,
         rows: rows.pointer(),
         indices: device.upload(&indices).pointer(),
@@ -258,9 +266,16 @@ fn kernels(c: &mut Criterion) {
         source_rows: ROWS,
         hidden: HIDDEN,
     };
-    let shared = carriers::GATHER_SHARED;
-    let config = carriers::config(VOCAB, ROWS, carriers::GATHER_ROWS, carriers::WGMMA_THREADS, shared);
-    measure(c, "carrier gather bf16", products, &mut device, (carriers::gather_bf16(), params, config));
+    let shared = microkernels::GATHER_SHARED;
+    let config =
+        microkernels::config(VOCAB, ROWS, microkernels::GATHER_ROWS, microkernels::WGMMA_THREADS, shared);
+    measure(
+        c,
+        "microkernel gather bf16",
+        products,
+        &mut device,
+        (microkernels::gather_bf16(), params, config),
+    );
 }
 
 criterion_group!(benches, instructions, wgmma, kernels, matmuls);

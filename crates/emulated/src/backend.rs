@@ -21,6 +21,8 @@ pub struct EmulatedDevice {
     unlocked: bool,
     /// See [`EmulatedDevice::portable`].
     portable: bool,
+    /// See [`EmulatedDevice::sms`]; 0 for an H100's.
+    sms: usize,
     counts: Arc<Counted>,
 }
 
@@ -74,6 +76,12 @@ impl EmulatedDevice {
     #[must_use]
     pub fn portable(self) -> Self {
         EmulatedDevice { portable: true, ..self }
+    }
+
+    /// The same, with that many SMs: with few, plans for small shapes choose the tiles of large ones.
+    #[must_use]
+    pub fn sms(self, sms: usize) -> Self {
+        EmulatedDevice { sms, ..self }
     }
 
     /// What was done so far.
@@ -160,7 +168,8 @@ impl KernelDevice for EmulatedDevice {
     /// An H100's limits: the plans that are tried are then those of the device whose arithmetic this is.
     fn limits(&self) -> DeviceLimits {
         let capability = if self.portable { (10, 0) } else { (9, 0) };
-        DeviceLimits { capability, ..DeviceLimits::H100 }
+        let num_sms = if self.sms == 0 { DeviceLimits::H100.num_sms } else { self.sms };
+        DeviceLimits { capability, num_sms, ..DeviceLimits::H100 }
     }
 
     fn ordinal(&self) -> u32 {

@@ -11,6 +11,7 @@ pub struct RawKernel {
     pub(super) params_bytes: u64,
     max_threads: u32,
     blocks_per_sm: u32,
+    pub(super) cluster: u32,
 }
 
 // SAFETY: written by the compiler, never changed.

@@ -166,9 +166,20 @@ impl Prepared {
             );
         }
         // SAFETY: written by KERNEL, never changed.
-        let wanted = unsafe { (*kernel.raw).params_bytes };
+        let (wanted, cluster) = unsafe { ((*kernel.raw).params_bytes, (*kernel.raw).cluster) };
         if wanted != size_of::<P>() as u64 {
             return refuse(format!("parameters: wanted the kernel's {wanted} bytes, got {}", size_of::<P>()));
+        }
+        let mut config = *config;
+        if cluster > 1 {
+            let declared = [cluster, 1, 1];
+            if ![[1; 3], declared].contains(&config.cluster) {
+                return refuse(format!(
+                    "cluster: wanted the kernel's {declared:?}, got {:?}",
+                    config.cluster
+                ));
+            }
+            config.cluster = declared;
         }
         let mut copy = vec![Line([0; 64]); size_of::<P>().div_ceil(64)];
         // SAFETY: `copy` has room for a P; padding bytes are copied along and never looked at.
@@ -179,7 +190,7 @@ impl Prepared {
                 size_of::<P>(),
             );
         }
-        let prepared = Prepared { kernel: kernel.raw, name, params: copy, config: *config };
+        let prepared = Prepared { kernel: kernel.raw, name, params: copy, config };
         let mut fault = RawFault::empty();
         // SAFETY: both point to what they say; the check looks at nothing but sizes.
         if unsafe { ffi::lmhead_emulated_check_launch(&prepared.raw(), &mut *fault) } != 0 {

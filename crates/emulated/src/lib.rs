@@ -6,15 +6,15 @@
 //! write and to debug a kernel.
 //!
 //! ```
-//! use lmhead_emulated::{Device, LaunchConfig, carriers};
-//! use lmhead::backend::params::MmaCarrierParams;
+//! use lmhead_emulated::{Device, LaunchConfig, microkernels};
+//! use lmhead::backend::params::MmaMicrokernelParams;
 //!
 //! # fn main() -> Result<(), lmhead_emulated::Fault> {
 //! let mut device = Device::new();
 //! let weights = device.upload(&[1i8; 8 * 32]); // [vocab, hidden]
 //! let rows = device.upload(&[2i8; 3 * 32]); // [rows, hidden]
 //! let out = device.alloc(3 * 8 * 4)?; // [rows, vocab] int32
-//! let params = MmaCarrierParams {
+//! let params = MmaMicrokernelParams {
 //!     weights: weights.pointer(),
 //!     rows: rows.pointer(),
 //!     out: out.pointer(),
@@ -22,8 +22,9 @@
 //!     row_count: 3,
 //!     hidden: 32,
 //! };
-//! let config = LaunchConfig::new([1, 1, 1], [carriers::MMA_THREADS, 1, 1]).shared(carriers::MMA_SHARED);
-//! device.launch(&carriers::mma_s8(), &params, &config)?;
+//! let config = LaunchConfig::new([1, 1, 1], [microkernels::MMA_THREADS, 1, 1]);
+//! let config = config.shared(microkernels::MMA_SHARED);
+//! device.launch(&microkernels::mma_s8(), &params, &config)?;
 //! assert_eq!(device.download::<i32>(out)?, [64; 24]);
 //! # Ok(())
 //! # }
@@ -39,7 +40,6 @@ pub mod arithmetic;
 mod backend;
 #[allow(unsafe_code, reason = "memory that kernels write to")]
 mod buffer;
-pub mod carriers;
 #[allow(unsafe_code, reason = "texts of the C++ side")]
 mod fault;
 #[allow(unsafe_code, reason = "the C++ side")]
@@ -47,6 +47,7 @@ mod fault;
 pub mod ffi;
 #[allow(unsafe_code, reason = "what the C++ side is handed")]
 mod launch;
+pub mod microkernels;
 mod order;
 #[allow(unsafe_code, reason = "parameters of kernels")]
 #[doc(hidden)]

@@ -57,7 +57,7 @@ probes! {
     probe_ldmatrix probe_mma probe_cp_async probe_cp_async_groups probe_warp probe_small_stores
     probe_named_barriers
     probe_global probe_atomics probe_geometry probe_arithmetic probe_conversions probe_shared_pairs
-    probe_tanh probe_place probe_tiles probe_wide_arithmetic
+    probe_tanh probe_tile_coord probe_tiles probe_wide_arithmetic
     probe_term probe_sum probe_merge probe_logarithms probe_gumbel probe_mass probe_scale probe_philox
     probe_bounds probe_draw
     probe_stmatrix probe_mbarrier probe_tma_load probe_bulk_load probe_tma_store probe_multicast
@@ -71,7 +71,7 @@ probes! {
     probe_shared_atomics
     broken_fragments broken_accumulators broken_one broken_waits broken_bulk
     probe_flags probe_flags_bulk probe_bulk_multicast probe_timer broken_flags broken_bulk_multicast
-    probe_hopper_tiles probe_weight_piece
+    probe_hopper_tiles probe_weight_vector
 }
 
 /// One launch: input words, how many words of output (which begin as zeros), variants and maps.

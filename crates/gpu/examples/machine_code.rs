@@ -1,6 +1,6 @@
 //! Prints what nvcc made of every embedded kernel: registers, memory and the instructions that matter, by
-//! architecture; those with as many of these instructions share a row. Then what the functions of
-//! `kernels/answers` cost, which no embedded kernel calls yet.
+//! architecture; architectures with equal counts share a row. Then the cost of the functions in
+//! `kernels/answers`, compiled by themselves.
 //!
 //!     scripts/machine-code            Markdown tables
 //!     scripts/machine-code --json     of the kernels alone, with every operation's count
@@ -13,7 +13,8 @@ use lmhead_gpu::code::Code;
 use lmhead_gpu::tools::Tools;
 use std::process::ExitCode;
 
-/// Matrix products of each generation, copies that need no registers, wide loads, and what must not be there.
+/// Matrix instructions of each generation, copies that bypass registers, wide loads, and instructions that
+/// must not occur.
 const COLUMNS: &[&str] = &[
     "HMMA", "IMMA", "HGMMA", "IGMMA", "UTMALDG", "LDGSTS", "LDG.128", "LDS.128", "LDSM", "STG.128", "LDL",
     "STL",
@@ -47,7 +48,7 @@ fn read() -> Result<Vec<Code>, String> {
     Tools::find()?.embedded(EMBEDDED, folder.path())
 }
 
-/// A section of the page for what no embedded kernel calls.
+/// The page's section on the functions of `kernels/answers` by themselves.
 fn answers() -> Result<String, String> {
     let folder = tempfile::tempdir().map_err(|e| format!("a temporary folder: {e}"))?;
     let codes = answer_costs::compile(&Tools::find()?, folder.path())?;
@@ -58,7 +59,7 @@ fn answers() -> Result<String, String> {
     Ok(text.to_string() + &answer_costs::table(&codes))
 }
 
-/// A row for a kernel on those architectures that have as many of each instruction of [`COLUMNS`].
+/// A row for each kernel and each set of its architectures that have equal counts of [`COLUMNS`].
 fn table(codes: &[Code]) -> String {
     let mut rows: Vec<(Vec<usize>, Vec<&Code>)> = Vec::new();
     for code in codes {
@@ -79,7 +80,7 @@ fn table(codes: &[Code]) -> String {
         of.sort_by_key(|code| number(&code.architecture));
         let architectures: Vec<_> = of.iter().map(|code| code.architecture.as_str()).collect();
         let mut cells = vec![of[0].kernel.clone(), architectures.join(" ")];
-        // One number where all are the same.
+        // A single number where all are equal.
         let numbers = |of_one: &dyn Fn(&Code) -> usize| {
             let mut numbers: Vec<_> = of.iter().map(|code| of_one(code).to_string()).collect();
             if numbers.iter().all(|number| *number == numbers[0]) {
@@ -98,7 +99,7 @@ fn table(codes: &[Code]) -> String {
     text
 }
 
-/// 90 of `sm_90` and `sm_90a`.
+/// 90 for `sm_90` and `sm_90a`.
 fn number(architecture: &str) -> u32 {
     let digits: String = architecture.chars().filter(char::is_ascii_digit).collect();
     digits.parse().expect("an architecture's number")

@@ -45,7 +45,14 @@ const Hooks hooks = {
     [](void *handle, std::function<Work()> make) {
       const Stream *stream = known(handle);
       if (!stream) return int(INVALID_HANDLE);
-      return put_made(handle, [=, device = stream->device] { return ++counts[device].collectives, make(); });
+      return put_made(handle, [=, device = stream->device]() -> Work {
+        ++counts[device].collectives, ++collectives_left[device];
+        return [=, work = make()] {
+          const int answer = work();
+          collectives_left[device] -= answer != NOT_READY && answer != kPeers;
+          return answer;
+        };
+      });
     },
     [](void *handle, const std::function<bool()> &stop) {
       if (Stream *stream = known(handle)) run_queue(*stream, stop);
@@ -69,6 +76,7 @@ long long fake_count(const char *what, int device) {
       {"lazy graphs", &Counts::lazy_graphs},
       {"slow copies", &Counts::slow_copies},
       {"handles", &Counts::handles},
+      {"blocked", &Counts::blocked},
       {"kernels", &Counts::kernels},
       {"products", &Counts::products},
       {"programmatic", &Counts::programmatic},

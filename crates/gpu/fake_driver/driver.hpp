@@ -135,8 +135,10 @@ inline int retained = 0;  // contexts
 struct Counts {
   // What a hot path must not do: waits for the device, allocations and frees, modules loaded; kernels and
   // graphs that a launch had to bring to the device, since nobody had done so before; copies from or to host
-  // memory that is not locked, for which a driver waits; streams and events made.
-  long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies, handles;
+  // memory that is not locked, for which a driver waits; streams and events made. `blocked`: allocations and
+  // frees while a collective is on a stream of the device. A driver may wait for it in them, without a
+  // deadline.
+  long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies, handles, blocked;
   // What was put on streams; of work in a graph each launch of the graph counts. Products are kernels, too,
   // and so are those that may begin beside the kernel before them; collectives are launches of a libnccl;
   // weight_bytes is what products read of their weights.
@@ -146,6 +148,7 @@ struct Counts {
   bool put;
 };
 inline Counts counts[kDevices];
+inline long long collectives_left[kDevices] = {};  // that are on a stream and have not ended
 inline long long total(long long Counts::*what) {
   long long sum = 0;
   for (const Counts &one : counts) sum += one.*what;

@@ -199,7 +199,7 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
   launch.shared_limit = function->shared_limit;
   std::memcpy(launch.grid, config->grid, sizeof launch.grid);
   std::memcpy(launch.block, config->block, sizeof launch.block);
-  for (unsigned &blocks : launch.cluster) blocks = 1;
+  launch.cluster[0] = function->kernel->cluster, launch.cluster[1] = launch.cluster[2] = 1;
   FILE *log = std::getenv("FAKE_LOG") ? std::fopen(std::getenv("FAKE_LOG"), "a") : nullptr;
   if (log)
     std::fprintf(log, "%s grid %u %u %u block %u %u %u shared %u carveout %d", function->kernel->name,
@@ -217,6 +217,8 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
     if (a.value[0] && function->virtual_architecture < 90) return log && std::fclose(log), INVALID_VALUE;
     launch.in_turn = a.value[0] != 0;
   }
+  if (const unsigned declared = function->kernel->cluster; declared > 1 && launch.cluster[0] != declared)
+    return log && std::fclose(log), INVALID_VALUE;
   if (log) {
     const auto *words = static_cast<const uint32_t *>(params[0]);
     std::fprintf(log, " sizes %u %u %u\n", words[6], words[7], words[8]), std::fclose(log);

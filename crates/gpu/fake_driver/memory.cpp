@@ -7,9 +7,13 @@ namespace {
 
 size_t used[kDevices] = {};
 
+// Counts an allocation or a free.
+int counted() {
+  ++here().allocations, here().blocked += collectives_left[current->device] > 0;
+  return waits();
+}
 int allocate(std::map<uint64_t, Memory> &all, uint64_t *address, size_t bytes) {
-  ++here().allocations;
-  if (const int e = waits()) return e;
+  if (const int e = counted()) return e;
   if (bytes == 0) return INVALID_VALUE;
   auto *start = static_cast<uint8_t *>(std::aligned_alloc(256, (bytes + 255) / 256 * 256 + 2 * kGuard));
   if (!start) return OUT_OF_MEMORY;
@@ -26,16 +30,16 @@ Count copied(size_t bytes, bool from_host, bool to_host) {
 }
 int release(std::map<uint64_t, Memory> &all, uint64_t address) {
   if (!current) return INVALID_CONTEXT;
-  ++here().allocations;
-  if (const int e = waits()) return e;
+  if (const int e = counted()) return e;
   const auto found = all.find(address);
   if (found == all.end()) return INVALID_VALUE;
   const Memory memory = found->second;
+  drain_all(memory.device);  // as the driver's, which waits for what may use the memory
   for (size_t i = 0; i < kGuard; ++i)
     if (memory.start[i] != kFence || memory.start[kGuard + memory.bytes + i] != kFence)
       std::fprintf(stderr, "fake driver: memory beside an allocation of %zu bytes was written to\n",
                    memory.bytes), std::abort();
-  return all.erase(found), std::free(memory.start), lost[memory.device];
+  return all.erase(address), std::free(memory.start), lost[memory.device];
 }
 
 }  // namespace
@@ -55,7 +59,6 @@ int cuMemFree_v2(uint64_t address) {
   const auto found = memories.find(address);
   if (found == memories.end()) return INVALID_VALUE;
   const auto [start, bytes, device] = found->second;
-  drain_all(device);  // as the driver's, which waits for what may use the memory
   const int e = release(memories, address);
   return used[device] -= memories.count(address) ? 0 : bytes, e;
 }
@@ -65,7 +68,7 @@ int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) {
 }
 int cuMemFreeHost(void *start) {
   LOCKED;
-  // Nothing waits here: what was queued on it must have ended.
+  // It waits, but what was queued on the memory must have ended before.
   if (current && !lost[current->device] && pending[uint64_t(start)] > 0)
     std::fprintf(stderr, "fake driver: locked memory was freed while a copy of it was queued\n"),
         std::abort();

@@ -63,7 +63,10 @@ int launch(const std::shared_ptr<Communicator> &communicator, const std::vector<
   const long long number = next_launch(c.rank, !hooks().is_recording(stream));
   if (const int code = int(setting("FAKE_NCCL_ERROR", 0)); code && is_hit(c.rank, number))
     return fail(c, code, "an injected error"), code;
+  const std::chrono::milliseconds slow(is_hit(c.rank, number) ? setting("FAKE_NCCL_SLOW", 0) : 0);
+  const auto due = std::chrono::steady_clock::now() + slow;
   return begin(communicator, "a group of operations", [=, weak = std::weak_ptr<Communicator>(communicator)] {
+    if (std::chrono::steady_clock::now() < due) return false;
     const auto communicator = weak.lock();
     if (const int code = put(communicator, stream, operations, number))
       fail(*communicator, UNHANDLED_CUDA_ERROR, "the driver refused a launch with " + std::to_string(code));

@@ -35,6 +35,7 @@
 //   FAKE_NCCL_ASYNC            a launch leaves this asynchronous error, and its work never ends
 //   FAKE_NCCL_STALL            a launch never ends until its communicator is aborted or revoked
 //   FAKE_NCCL_LOST             as a stall; all other ranks get ncclRemoteError, as if the process had died
+//   FAKE_NCCL_SLOW             a launch is in progress for so many milliseconds before it is on its stream
 //   FAKE_NCCL_LATE             a launch begins so many milliseconds after it was put on its stream
 //   FAKE_NCCL_MIX              a launch delivers another rank's bytes; where no other rank has as many, wrong
 //                              ones

@@ -127,7 +127,7 @@ pub fn about(device: &CudaDevice) -> Value {
             "name": info.name,
             "compute_capability": info.capability.to_string(),
             "memory_bytes": info.memory,
-            "processors": info.processors,
+            "num_sms": info.num_sms,
             "cache_bytes": cache_bytes(device),
             "driver": driver_version(),
             "cuda": driver().map(|version| version.to_string()).unwrap_or_default(),

@@ -11,10 +11,12 @@ use std::process::Command;
 pub const ARCHITECTURES: [&str; 5] = ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"];
 
 /// What is done for every logit: the name in the kernels, and in words.
-pub const PER_LOGIT: [(&str, &str); 3] = [
+pub const PER_LOGIT: [(&str, &str); 5] = [
     ("sum", "add e^l to a sum of exponentials, eight logits at a time"),
     ("mass", "add a mass of top_p, its IEEE division included"),
     ("screen", "bound z + g for the draw, its random word included"),
+    ("bar", "compare with the bar of the best k, four logits at a time"),
+    ("count", "count it where it beats a target, ties by id"),
 ];
 
 /// What is done once a row, and for the few candidates that the screen leaves.

@@ -86,7 +86,7 @@ pub fn kinds(ranks: usize) -> Vec<Kind> {
     let filtered = Kind { filters: Filters::ByDevice, ..unfiltered };
     let with_logprobs = Request::Sample { logprobs: Some(TokenLogprobs { top_n: 2, processed: false }) };
     let none = plain.adjustments;
-    let all = DeviceAdjustments { allowed: true, additions: 5, counts: 3 };
+    let all = DeviceAdjustments { allowed: true, logit_bias: 5, counts: 3 };
     let adjusted = Kind { adjustments: all, ..plain };
     let mut kinds = vec![
         plain,

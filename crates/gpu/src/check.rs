@@ -66,7 +66,7 @@ pub fn code(dtype: DType) -> u32 {
 
 /// A grid for `work` pieces, of which a block may do any number.
 fn blocks<D: KernelDevice>(device: &D, work: usize) -> Grid {
-    let most = device.limits().processors * 8;
+    let most = device.limits().num_sms * 8;
     Grid { blocks: work.clamp(1, most) as u32, threads: THREADS, shared_bytes: 0 }
 }
 
@@ -93,9 +93,9 @@ impl<D: KernelDevice> Checker<D> {
         bytes: usize,
         (fill, first): (Fill, usize),
     ) -> Result<()> {
-        let (address, pieces) = (device.address(buffer) + at as u64, bytes.div_ceil(16));
-        let params = fill.params(address, pieces, first / 16);
-        let grid = blocks(device, pieces.div_ceil(THREADS as usize));
+        let (address, vectors) = (device.address(buffer) + at as u64, bytes.div_ceil(16));
+        let params = fill.params(address, vectors, first / 16);
+        let grid = blocks(device, vectors.div_ceil(THREADS as usize));
         // SAFETY: callers fill what they have allocated, in multiples of 16 bytes.
         unsafe { device.launch(device.stream(), &self.fill, &grid, &params) }
     }
@@ -124,8 +124,8 @@ impl<D: KernelDevice> Checker<D> {
             row_bytes: row_bytes as u32,
             status_before: 0,
         };
-        let pieces = params.row_count as usize * params.out_pitch as usize / 16;
-        let grid = blocks(device, pieces.div_ceil(THREADS as usize));
+        let vectors = params.row_count as usize * params.out_pitch as usize / 16;
+        let grid = blocks(device, vectors.div_ceil(THREADS as usize));
         // SAFETY: the owners have allocated both.
         unsafe { device.launch(device.stream(), &self.pack, &grid, &params) }
     }
@@ -183,8 +183,8 @@ impl<D: KernelDevice> Checker<D> {
         (vocab, hidden): (usize, usize),
     ) -> Result<D::Buffer> {
         let projection = device.alloc(8 * hidden)?;
-        let pieces = (hidden * dtype.size()).div_ceil(16);
-        let count = pieces.div_ceil(THREADS as usize) * vocab.div_ceil(IDS);
+        let vectors = (hidden * dtype.size()).div_ceil(16);
+        let count = vectors.div_ceil(THREADS as usize) * vocab.div_ceil(IDS);
         let params = ProjectWeightsParams {
             weights,
             projection: device.address(&projection) as usize as *mut _,
@@ -217,10 +217,8 @@ impl<D: KernelDevice> Checker<D> {
         let answer = device.alloc(4 * words)?;
         let address = device.address(&answer);
         // Several blocks a row where there are few rows, so that the device is busy.
-        let parts = (4 * device.limits().processors)
-            .div_ceil(count.max(1))
-            .min(vocab.div_ceil(THREADS as usize))
-            .max(1);
+        let parts =
+            (4 * device.limits().num_sms).div_ceil(count.max(1)).min(vocab.div_ceil(THREADS as usize)).max(1);
         let params = ProjectRowsParams {
             rows,
             projection: device.address(projection) as usize as *const _,

@@ -43,8 +43,8 @@ fn e4m3(value: i32) -> u8 {
 }
 
 impl Fill {
-    /// For `pieces` of 16 bytes at `out`, the first of which is piece `first` of a larger array.
-    pub fn params(&self, out: u64, pieces: usize, first: usize) -> p::FillParams {
+    /// For `vectors` of 16 bytes at `out`, the first of which is vector `first` of a larger array.
+    pub fn params(&self, out: u64, vectors: usize, first: usize) -> p::FillParams {
         let (kind, seed, row) = match *self {
             Fill::Bytes(value) => (p::LMHEAD_FILL_BYTES, u64::from(value), 0),
             Fill::Random(dtype, seed) => {
@@ -59,8 +59,8 @@ impl Fill {
             }
             Fill::Small { dtype, seed, row } => (small_kind(dtype), seed, row),
         };
-        let (pieces, first, row) = (pieces as u64, first as u64, row as u32);
-        p::FillParams { out: out as usize as *mut _, pieces, first, seed, row, kind }
+        let (vectors, first, row) = (vectors as u64, first as u64, row as u32);
+        p::FillParams { out: out as usize as *mut _, vectors, first, seed, row, kind }
     }
 
     /// The eight bytes at that place.

@@ -93,11 +93,6 @@ impl Kind {
         kind.ok_or(format!("wanted a kind of weights, got \"{name}\"; name one of {known}"))
     }
 
-    /// The kinds for which there are kernels with packed weights.
-    pub fn packed() -> Vec<Self> {
-        KINDS.into_iter().filter(|kind| !kind.precision().packed_tiles().is_empty()).collect()
-    }
-
     /// The type of weights that its peers get.
     fn weights(self) -> &'static str {
         match self {
@@ -197,8 +192,8 @@ pub fn kernel(plan: &Plan) -> Value {
         Family::Wgmma => ("wgmma", "packed"),
     };
     json!({
-        "name": plan.tile.kernel, "family": family, "layout": layout, "block_n": plan.tile.ids,
-        "block_m": plan.tile.rows, "stages": plan.stages, "blocks": plan.blocks,
+        "name": plan.tile.kernel, "family": family, "layout": layout, "block_n": plan.tile.block_n,
+        "block_m": plan.tile.block_m, "stages": plan.stages, "blocks": plan.blocks,
     })
 }
 
@@ -278,8 +273,9 @@ impl<'w, 'd> Replayed<'w, 'd> {
         let chosen = loaded.matmul.plan(self.rows).map_err(said)?;
         let others = plans.iter().filter(|plan| plan.tile != chosen.tile);
         // The largest tile: the quickest where rows are many.
-        let other =
-            others.max_by_key(|plan| plan.tile.ids * plan.tile.rows).ok_or("there is no other tile")?;
+        let other = others
+            .max_by_key(|plan| plan.tile.block_n * plan.tile.block_m)
+            .ok_or("there is no other tile")?;
         let picks = self.weights.picks(self.rows);
         let want = loaded.output(self.rows, Some(&picks), DType::F32, 0).map_err(said)?;
         loaded.run(&want, Some(other)).map_err(said)?;
@@ -417,18 +413,13 @@ fn no_memory(problem: &str) -> bool {
     problem.contains("CUDA_ERROR_OUT_OF_MEMORY")
 }
 
-/// Measures these kinds, each by [`write()`] in a process of its own (`program heads FILE SECONDS KIND`, and
-/// `packed` where only those with packed weights are measured), so that a process that loses the device costs
-/// no other kind. What such a process had not reached is tried once more, without the product that it was at.
+/// Measures all kinds, each by [`write()`] in a process of its own (`program heads FILE SECONDS KIND`), so
+/// that a process that loses the device costs no other kind. What such a process had not reached is tried
+/// once more, without the product that it was at.
 ///
 /// # Errors
 /// Which kinds' processes failed.
-pub fn write_all(
-    program: &Path,
-    file: &Path,
-    seconds: f64,
-    kinds: &[Kind],
-) -> std::result::Result<(), String> {
+pub fn write_all(program: &Path, file: &Path, seconds: f64) -> std::result::Result<(), String> {
     let began = Instant::now();
     let date = date().unwrap_or_default();
     // A file that this run has written before is not continued; another run's stays until there is a new one.
@@ -436,16 +427,15 @@ pub fn write_all(
         let _ = std::fs::remove_file(file);
     }
     let mut failed = Vec::new();
-    for (i, &kind) in kinds.iter().enumerate() {
+    for (i, kind) in KINDS.into_iter().enumerate() {
         for _ in 0..2 {
             let left = seconds - began.elapsed().as_secs_f64();
             if left < 1.0 {
                 break;
             }
-            let share = left / (kinds.len() - i) as f64;
+            let share = left / (KINDS.len() - i) as f64;
             let mut command = Command::new(program);
             command.arg("heads").arg(file).args([format!("{share:.1}"), kind.to_string()]);
-            command.args((kinds != KINDS).then_some("packed"));
             command.env("LMHEAD_DATE", &date).stdin(Stdio::null());
             let Err(problem) = within(&mut command, Duration::from_secs_f64(share + 8.0)) else { break };
             failed.push(format!("{kind}: {problem}"));
@@ -480,21 +470,16 @@ fn within(command: &mut Command, limit: Duration) -> std::result::Result<(), Str
     }
 }
 
-/// Measures one kind and writes the results, also those up to an error. The file names every product of the
-/// kinds `of` from the beginning on, as left out until it is measured. Continues a file of the same run.
+/// Measures one kind and writes the results, also those up to an error. The file names every product of all
+/// kinds from the beginning on, as left out until it is measured. Continues a file of the same run.
 ///
 /// # Errors
 /// What failed; also where a product is not right.
-pub fn write(
-    device: &CudaDevice,
-    file: &Path,
-    seconds: f64,
-    (kind, of): (Kind, &[Kind]),
-) -> std::result::Result<(), String> {
+pub fn write(device: &CudaDevice, file: &Path, seconds: f64, kind: Kind) -> std::result::Result<(), String> {
     impatient(device);
     let mut report = Report::extend(device, METHOD, file);
     if report.value["products"].is_null() && report.value["left_out"].is_null() {
-        names().filter(|(kind, _)| of.contains(kind)).for_each(|(_, name)| report.leave(&name, NOT_REACHED));
+        names().for_each(|(_, name)| report.leave(&name, NOT_REACHED));
     }
     let failed = measure(device, &mut report, seconds, kind);
     if let Err(problem) = &failed {
@@ -798,7 +783,7 @@ mod tests {
         std::fs::write(&program, script).expect("a program");
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("a program");
         std::fs::write(&file, json!({ "left_out": left_out }).to_string()).expect("a file");
-        let done = write_all(&program, &file, 60.0, &KINDS);
+        let done = write_all(&program, &file, 60.0);
         (done, std::fs::read_to_string(folder.path().join("heads.json.log")).expect("a log"))
     }
 

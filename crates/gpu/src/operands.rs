@@ -6,7 +6,7 @@ pub mod mistakes;
 use crate::check::{Checker, Span, code, scales};
 use crate::fill::Fill;
 use lmhead::backend::device::hopper::packed_bytes;
-use lmhead::backend::device::{Call, KernelDevice, Matmul, NO_ADJUSTMENTS, NO_PARTIALS, Spec};
+use lmhead::backend::device::{KernelDevice, Matmul, MatmulCall, NO_ADJUSTMENTS, NO_PARTIALS, Spec};
 use lmhead::backend::params::{LMHEAD_STATUS_ALLOWED, LogitMatrix, MatmulParams, RowMatrix, WeightMatrix};
 use lmhead::epilogue::Epilogue;
 use lmhead::memory::{self, Memory};
@@ -150,7 +150,7 @@ fn said(e: lmhead::Error) -> String {
 /// As [`KernelDevice::kernel`] where a kernel of this build cannot be loaded.
 pub fn layouts<D: KernelDevice>(device: &D, precision: Precision) -> Result<Vec<WeightLayout>> {
     let rows = vec![WeightLayout::Rows];
-    if precision.layout(&device.limits()) == WeightLayout::Rows {
+    if device.limits().layout() == WeightLayout::Rows {
         return Ok(rows);
     }
     match device.kernel::<MatmulParams>(precision.packed_tiles()[0].kernel) {
@@ -295,9 +295,9 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
         (span(&self.weights, weights), span(&self.rows, rows))
     }
 
-    pub fn call(&self, out: &Output<D>) -> Call {
+    pub fn call(&self, out: &Output<D>) -> MatmulCall {
         let address = |buffer: &D::Buffer| self.device.address(buffer) as usize;
-        Call {
+        MatmulCall {
             rows: out.rows,
             weights: self.weight_matrix(),
             hidden: RowMatrix {

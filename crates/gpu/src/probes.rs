@@ -13,7 +13,7 @@ const METHOD: &str = "\
     CUDA events around replays of a CUDA graph of two launches over rotating windows of random data, each \
     about of the size of a bf16 head: for each pattern as many bytes as give all of its blocks the same \
     share; one untimed replay right before each timed one; all patterns take turns, but where a row says \
-    `alone`; six stages of 32 KB a block, one block a processor. `read_all`: the sum of all words is right, \
+    `alone`; six stages of 32 KB a block, one block an SM. `read_all`: the sum of all words is right, \
     so that none was left out. Boxes: row-major weights by tensor maps, 128-byte swizzle";
 
 /// Measures all patterns and writes them, each as soon as it has been read alone.
@@ -23,7 +23,7 @@ const METHOD: &str = "\
 pub fn write(device: &CudaDevice, file: &Path, seconds: f64) -> Result<(), String> {
     impatient(device);
     let own = stream(device)?;
-    let (head, processors) = (heads()[0], device.info().processors);
+    let (head, num_sms) = (heads()[0], device.info().num_sms);
     let pitch = 2 * head.hidden;
     let most = head.vocab * pitch;
     let rotate = if small() { most } else { most.max(3 * cache_bytes(device)) };
@@ -36,15 +36,15 @@ pub fn write(device: &CudaDevice, file: &Path, seconds: f64) -> Result<(), Strin
         return Ok(());
     }
     let (mut readings, mut rows, mut problems) = (Vec::new(), Vec::new(), Vec::new());
-    for way in ways(processors, most, pitch) {
-        let reading = roofs.reading_by(way, even(way, processors, most), 2).map_err(said);
+    for way in ways(num_sms, most, pitch) {
+        let reading = roofs.reading_by(way, even(way, num_sms, most), 2).map_err(said);
         let seconds = reading.and_then(|reading| {
             let seconds = reading.work.replay().map_err(said)?;
             Ok((roofs.check(std::slice::from_ref(&reading)).map_err(said)?.remove(0), seconds, reading))
         });
         match seconds {
             Ok((problem, seconds, reading)) => {
-                let mut row = row(&reading, processors, &[seconds], problem.is_none());
+                let mut row = row(&reading, num_sms, &[seconds], problem.is_none());
                 row["alone"] = json!(true);
                 rows.push(row);
                 match problem {
@@ -75,7 +75,7 @@ pub fn write(device: &CudaDevice, file: &Path, seconds: f64) -> Result<(), Strin
     drop(turns);
     let checked = roofs.check(&readings).map_err(said)?;
     for (((place, reading), times), problem) in places.into_iter().zip(&readings).zip(&times).zip(checked) {
-        rows[place] = row(reading, processors, times, problem.is_none());
+        rows[place] = row(reading, num_sms, times, problem.is_none());
         let speed = rows[place]["bytes_per_s"].as_f64().unwrap_or(0.0) / 1e12;
         println!("{}: {speed:.3} TB/s{}", reading.way, if problem.is_none() { "" } else { ", WRONG" });
         problems.extend(problem);
@@ -94,8 +94,8 @@ fn said(e: lmhead::Error) -> String {
 }
 
 /// The patterns, those of which most is known first: one that loses the device costs only those behind it.
-fn ways(processors: u32, bytes: usize, pitch: usize) -> Vec<Way> {
-    let blocks = [processors, processors / 2, processors / 4, processors / 8].map(|n| n.max(1));
+fn ways(num_sms: u32, bytes: usize, pitch: usize) -> Vec<Way> {
+    let blocks = [num_sms, num_sms / 2, num_sms / 4, num_sms / 8].map(|n| n.max(1));
     let bulk = blocks.into_iter().flat_map(|blocks| {
         let apart = (bytes / 32768 / blocks as usize).max(1) as u32;
         [1, 16, apart].map(|run| Way::Bulk { blocks, run })
@@ -113,19 +113,19 @@ fn ways(processors: u32, bytes: usize, pitch: usize) -> Vec<Way> {
 
 /// The most bytes, `most` at most, of which all blocks read equally many: a tail that only some blocks have
 /// would be taken for the pattern's own cost. `most` where that is less than one turn.
-fn even(way: Way, processors: u32, most: usize) -> usize {
+fn even(way: Way, num_sms: u32, most: usize) -> usize {
     let turn = match way {
-        Way::Loads => 4 * processors as usize * 512 * 16,
+        Way::Loads => 4 * num_sms as usize * 512 * 16,
         Way::Bulk { blocks, run } => blocks as usize * run as usize * 32768,
         Way::Boxes { blocks, rows, pitch } => blocks as usize * rows as usize * pitch,
     };
     if most < turn { most } else { most / turn * turn }
 }
 
-fn row(reading: &Reading, processors: u32, times: &[f64], read_all: bool) -> Value {
+fn row(reading: &Reading, num_sms: u32, times: &[f64], read_all: bool) -> Value {
     let mut row = quantiles(times, reading.bytes);
     let (blocks, pattern) = match reading.way {
-        Way::Loads => (4 * processors, "16-byte loads".to_string()),
+        Way::Loads => (4 * num_sms, "16-byte loads".to_string()),
         Way::Bulk { blocks, run: 1 } => (blocks, "contiguous 32 KB, neighbouring blocks".into()),
         Way::Bulk { blocks, run: 16 } => (blocks, "contiguous 32 KB, runs of 16".into()),
         Way::Bulk { blocks, .. } => (blocks, "contiguous 32 KB, one range a block".into()),
@@ -145,10 +145,10 @@ mod tests {
     #[test]
     fn each_block_of_a_pattern_reads_as_much_as_every_other() {
         // An H100's SMs, and a bf16 head of DeepSeek-V3.
-        let (processors, pitch) = (132, 2 * 7168);
+        let (num_sms, pitch) = (132, 2 * 7168);
         let most = 129_280 * pitch;
-        for way in ways(processors, most, pitch) {
-            let bytes = even(way, processors, most);
+        for way in ways(num_sms, most, pitch) {
+            let bytes = even(way, num_sms, most);
             let turn = match way {
                 Way::Loads => continue,
                 Way::Bulk { blocks, run } => blocks as usize * run as usize * 32768,
@@ -157,7 +157,7 @@ mod tests {
             assert!(bytes.is_multiple_of(turn) && bytes <= most && 10 * bytes > 9 * most, "{way}: {bytes}");
         }
         let boxes = Way::Boxes { blocks: 132, rows: 128, pitch };
-        assert_eq!(even(boxes, processors, most), 118_272 * pitch);
-        assert_eq!(even(boxes, processors, 200 * 128), 200 * 128);
+        assert_eq!(even(boxes, num_sms, most), 118_272 * pitch);
+        assert_eq!(even(boxes, num_sms, 200 * 128), 200 * 128);
     }
 }

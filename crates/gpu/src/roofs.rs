@@ -110,7 +110,7 @@ impl<'d> Roofs<'d> {
 
     /// Readings of `bytes` bytes, rounded to 16: by loads and, where the device has them, by bulk copies.
     pub fn reading(&mut self, bytes: usize, passes: usize) -> Result<Vec<Reading>> {
-        let blocks = self.device.info().processors.min(bytes.div_ceil(STAGE) as u32);
+        let blocks = self.device.info().num_sms.min(bytes.div_ceil(STAGE) as u32);
         let bulk = self.bulk.is_ok().then_some(Way::Bulk { blocks, run: 1 });
         let ways = [Way::Loads].into_iter().chain(bulk);
         ways.map(|way| self.reading_by(way, bytes, passes)).collect()
@@ -140,11 +140,11 @@ impl<'d> Roofs<'d> {
                     Way::Loads => {
                         // No more blocks than have something to read.
                         let most = u32::try_from(bytes.div_ceil(16 * 512)).unwrap_or(u32::MAX).max(1);
-                        let blocks = most.min(self.device.info().processors * 4);
+                        let blocks = most.min(self.device.info().num_sms * 4);
                         let grid = Grid { blocks, threads: 512, shared_bytes: 0 };
                         let params = ReadStreamParams {
                             data: start(i) as usize as *const _,
-                            pieces: bytes as u64 / 16,
+                            vectors: bytes as u64 / 16,
                             out,
                         };
                         self.device.launch(self.stream, &self.read, &grid, &params)

@@ -1,5 +1,5 @@
-//! The build script's decisions for feature `cuda`: which nvcc, which architectures, what is compiled anew.
-//! Runs without nvcc.
+//! The build script's decisions for feature `cuda`: which nvcc, which architectures, what is recompiled. Runs
+//! without nvcc.
 
 use lmhead_nvcc::architectures::{self, KernelFile};
 use lmhead_nvcc::{compile, toolkit};
@@ -9,15 +9,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Programs are written and started by one test at a time: a process that another test starts meanwhile would
-/// hold the file open for writing, and such a file cannot be executed.
+/// Lets one test at a time write and start programs: a process started by another test meanwhile would
+/// inherit the file open for writing, and such a file cannot be executed.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A folder with files in it that are empty; those called `nvcc...` are programs that say version 13.0, in
-/// folders called `old...` 12.6.
+/// A folder with these empty files; those called `nvcc...` are programs that print version 13.0, in folders
+/// called `old...` 12.6.
 fn folder(files: &[&str]) -> tempfile::TempDir {
     let _alone = alone();
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -60,7 +60,7 @@ fn nvcc_is_looked_for_in_nvcc_cuda_home_path_and_the_scripts_folder_in_that_orde
         (&all[2..], "path/nvcc"),
         (&[("PATH", "@/empty")][..], installed),
         (&[][..], installed),
-        // One on PATH that is too old gives way.
+        // An nvcc on PATH that is too old is skipped.
         (&[("PATH", "@/old:@/path")][..], installed),
         (&[("NVCC", ""), ("CUDA_HOME", ""), ("PATH", "@/path")][..], "path/nvcc"),
         (&[("NVCC", "nvcc-13"), ("PATH", "@/empty:@/own")][..], "own/nvcc-13"),
@@ -172,7 +172,9 @@ fn a_kernel_file_whose_name_says_nothing_of_architectures_is_refused() {
     let (mut sources, headers) = lmhead_nvcc::files(&kernels).expect("the kernels' folder");
     assert!(!sources.is_empty() && !headers.is_empty());
     let files = lmhead_nvcc::kernel_files(&kernels, &sources).expect("good names");
-    assert!(files.iter().any(|file| file.name == "carriers/wgmma_sm90a" && file.architectures == ["sm_90a"]));
+    assert!(
+        files.iter().any(|file| file.name == "microkernels/wgmma_sm90a" && file.architectures == ["sm_90a"])
+    );
     sources.push(kernels.join("stray.cu"));
     let error = lmhead_nvcc::kernel_files(&kernels, &sources).expect_err("no architecture");
     assert!(
@@ -221,7 +223,7 @@ fn entry_points_are_read_from_ptx() {
     assert_eq!(compile::ptx_entries(ptx), ["quantize_rows", "_Z1fPf", "last"]);
 }
 
-/// Stands for nvcc: writes PTX with one entry point, counts its runs, fails where the source says so.
+/// A stand-in for nvcc: writes PTX with one entry point, counts its runs, fails where the source says so.
 #[cfg(unix)]
 fn stand_in(at: &Path) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
@@ -274,7 +276,7 @@ fn an_unchanged_file_is_not_compiled_again_and_a_failure_is_told_in_nvccs_words(
         let error = run().expect_err("does not compile");
         assert!(error.contains(wanted) && error.contains("a.cu"), "{error}");
     }
-    // A failure leaves nothing behind that would pass for a result.
+    // A failure leaves no file that could be taken for a result.
     fs::write(&source, "").expect("a file");
     assert_eq!(run().expect("compiles").kernels, ["kernel"]);
     assert_eq!(runs(), 4);

@@ -1,7 +1,7 @@
 //! Random adjustments that own their arrays, and their effect on whole rows of f32 logits, by definition.
 
 use super::Random;
-use lmhead::adjust::{Additions, Adjustments, Counts, Penalties};
+use lmhead::adjust::{Adjustments, Counts, LogitBias, Penalties};
 
 /// Adjustments of the rows of one rank.
 #[derive(Debug, Clone)]
@@ -11,7 +11,7 @@ pub struct OwnAdjustments {
     /// `[rows, ceil(vocab / 32)]`
     pub mask: Option<Vec<i32>>,
     /// Per row: (id, value).
-    pub additions: Option<Vec<Vec<(i64, f32)>>>,
+    pub logit_bias: Option<Vec<Vec<(i64, f32)>>>,
     /// Per row: repetition, frequency, presence; (id, count, in_prompt).
     #[allow(clippy::type_complexity, reason = "a test's table")]
     pub penalties: Option<Vec<([f32; 3], Vec<(i64, u32, bool)>)>>,
@@ -47,7 +47,7 @@ impl OwnAdjustments {
             }
             mask
         });
-        let additions = (random.below(3) > 0).then(|| {
+        let logit_bias = (random.below(3) > 0).then(|| {
             let entry = |random: &mut Random| {
                 let value = if random.below(12) == 0 { f32::NEG_INFINITY } else { 4.0 * random.normal() };
                 (random.below(vocab) as i64, value)
@@ -71,7 +71,7 @@ impl OwnAdjustments {
             };
             (0..rows).map(|_| row(random)).collect()
         });
-        OwnAdjustments { vocab, rows, mask, additions, penalties }
+        OwnAdjustments { vocab, rows, mask, logit_bias, penalties }
     }
 
     /// Row `row` alone.
@@ -81,14 +81,14 @@ impl OwnAdjustments {
             vocab: self.vocab,
             rows: 1,
             mask: self.mask.as_ref().map(|m| m[row * words..(row + 1) * words].to_vec()),
-            additions: self.additions.as_ref().map(|a| vec![a[row].clone()]),
+            logit_bias: self.logit_bias.as_ref().map(|a| vec![a[row].clone()]),
             penalties: self.penalties.as_ref().map(|p| vec![p[row].clone()]),
         }
     }
 
     /// Calls `use_them` with these adjustments in the library's form.
     pub fn with<T>(&self, use_them: impl FnOnce(Adjustments) -> T) -> T {
-        let a = self.additions.as_deref().unwrap_or(&[]);
+        let a = self.logit_bias.as_deref().unwrap_or(&[]);
         let (a_offsets, all) = (offsets(a), a.concat());
         let (a_ids, a_values): (Vec<i64>, Vec<f32>) = all.into_iter().unzip();
         let p = self.penalties.as_deref().unwrap_or(&[]);
@@ -101,7 +101,7 @@ impl OwnAdjustments {
         let in_prompt: Vec<bool> = all.iter().map(|c| c.2).collect();
         use_them(Adjustments {
             allowed: self.mask.as_deref(),
-            additions: self.additions.as_ref().map(|_| Additions {
+            logit_bias: self.logit_bias.as_ref().map(|_| LogitBias {
                 offsets: &a_offsets,
                 ids: &a_ids,
                 values: &a_values,
@@ -117,7 +117,7 @@ impl OwnAdjustments {
 
     /// Adjusts the logits `[vocab]` of row `row` by the definitions.
     pub fn by_definition(&self, row: usize, logits: &mut [f32]) {
-        for &(id, value) in self.additions.iter().flat_map(|a| &a[row]) {
+        for &(id, value) in self.logit_bias.iter().flat_map(|a| &a[row]) {
             logits[id as usize] += value;
         }
         if let Some(([repetition, frequency, presence], counts)) = self.penalties.as_ref().map(|p| &p[row]) {

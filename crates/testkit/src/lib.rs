@@ -4,7 +4,6 @@
 pub mod adjusting;
 #[allow(unsafe_code, reason = "an allocator")]
 pub mod allocations;
-pub mod carriers;
 pub mod chi_square;
 pub mod end_to_end;
 #[allow(unsafe_code, reason = "an engine's functions, which get addresses")]
@@ -13,6 +12,7 @@ pub mod golden;
 #[allow(unsafe_code, reason = "held logits of the inner backend")]
 pub mod hooked;
 pub mod lent;
+pub mod microkernels;
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "signals")]
 pub mod processes;

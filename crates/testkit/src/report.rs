@@ -1,5 +1,6 @@
 //! Shared by the benches that write JSON: medians, and the machine and circumstances of a run.
 
+use lmhead::doctor::machine_name;
 use serde_json::{Value, json};
 use std::process::Command;
 
@@ -31,7 +32,7 @@ pub fn about(command: &str) -> Value {
         "commit": said("git", &["describe", "--always", "--dirty", "--exclude", "*"]),
         "date": said("date", &["-u", "+%F"]),
         "command": command,
-        "machine": machine(),
+        "machine": machine_name(),
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),
         "load_average_before": load(),
     })
@@ -44,19 +45,6 @@ pub fn load() -> Value {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let one = text.split_whitespace().next().and_then(|number| number.parse::<f64>().ok());
     one.map_or(Value::Null, |load| json!(load))
-}
-
-/// The processor, with its family and model, since the names on virtual machines say little.
-fn machine() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = text.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name))?;
-        line.split_once(':').map(|(_, value)| value.trim().to_string())
-    };
-    let name = field("model name").unwrap_or_else(|| "unknown processor".into());
-    let family = field("cpu family").zip(field("model"));
-    let family = family.map_or(String::new(), |(family, model)| format!(" (family {family}, model {model})"));
-    format!("{name}{family}, {} {}", std::env::consts::OS, std::env::consts::ARCH)
 }
 
 fn said(program: &str, arguments: &[&str]) -> String {

@@ -44,7 +44,7 @@ pub struct Case {
     /// Per dp rank.
     rows: Vec<usize>,
     adjustments: Vec<Option<OwnAdjustments>>,
-    lent: Option<Lent>,
+    lent: Option<CallerMemory>,
     seed: u64,
 }
 
@@ -90,7 +90,7 @@ impl RankStep<'_> {
 
 /// The caller's memory that sharded steps use.
 #[derive(Debug, Clone, Copy)]
-struct Lent {
+struct CallerMemory {
     /// Elements between rows of logits.
     gap: usize,
     /// Bytes of the indices that select scattered rows; `None`: rows are contiguous.
@@ -172,7 +172,7 @@ pub fn cases(kinds: &[(DType, Quantization)]) -> impl Strategy<Value = Case> + u
                 config.logprobs_chunk_bytes = n * row + random.below(row as usize) as u64;
             }
             let index_bytes = [None, Some(4), Some(8)][random.below(3)];
-            let lent = (random.below(3) > 0).then(|| Lent { gap: random.below(4), index_bytes });
+            let lent = (random.below(3) > 0).then(|| CallerMemory { gap: random.below(4), index_bytes });
             Case { head, config, layout, size, mode, request, rows, adjustments, lent, seed }
         },
     )

@@ -20,6 +20,8 @@ pub enum Wrong {
     Slow(u64),
     /// This operation panics.
     PanicIn(Operation),
+    /// Saying that this member is in this operation panics.
+    PanicInPlace(Operation),
     /// This operation panics, and so does every notice.
     PanicInAbort(Operation),
     /// The process is killed at this moment of this operation.
@@ -178,6 +180,9 @@ impl Exchange for WrongExchange {
     }
 
     fn note(&self, call: &Call) {
+        if self.is(Wrong::PanicInPlace(call.operation)) {
+            std::panic::resume_unwind(Box::new("a transport's bug"));
+        }
         self.inner.note(call);
     }
 

@@ -1,8 +1,7 @@
 //! candle's Qwen3 model with the LM head of `lmhead`, compared with candle's own head.
 //!
-//! The model has random weights that are made on the spot. It generates greedily, first with candle's head,
-//! then with `lmhead` in one piece, then as two data-parallel ranks that share the head. The tokens must be
-//! the same.
+//! The model has random weights generated here. It generates greedily, first with candle's head, then with
+//! `lmhead` on one rank, then as two data-parallel ranks that share the head. The tokens must be the same.
 
 use candle_core::{DType, Device, Storage, Tensor};
 use candle_nn::{Activation, VarBuilder};
@@ -21,10 +20,10 @@ use std::sync::Arc;
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const TOKENS: usize = 32;
-/// Two of candle's logits that are closer than this could change places in another order of the sum.
+/// Two logits closer than this could change order when sums are computed in another order.
 const CLOSE: f32 = 1e-4;
 
-/// Small, and with a vocabulary that no number of ranks divides.
+/// A small model, with a vocabulary that no number of ranks divides.
 fn config() -> Config {
     Config {
         vocab_size: 1009,
@@ -46,7 +45,7 @@ fn config() -> Config {
     }
 }
 
-/// Weights by their names in a checkpoint: uniform, of variance 1 / columns, so that no layer drowns others.
+/// Weights by their names in a checkpoint: uniform, with variance 1 / columns, so that no layer dominates.
 fn random_weights(config: &Config) -> Result<HashMap<String, Tensor>> {
     let (hidden, inner, head) = (config.hidden_size, config.intermediate_size, config.head_dim);
     let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
@@ -86,7 +85,7 @@ fn random_weights(config: &Config) -> Result<HashMap<String, Tensor>> {
     Ok(tensors)
 }
 
-/// In -1..1, by SplitMix64: candle cannot seed the random numbers of its CPU.
+/// Uniform in -1..1, by SplitMix64: candle cannot seed the random numbers of its CPU device.
 fn uniform(state: &mut u64) -> f32 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
@@ -95,7 +94,7 @@ fn uniform(state: &mut u64) -> f32 {
     ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
 }
 
-/// Gives `tensor`'s f32 elements to `take`. They lie one after the other in the CPU's memory.
+/// Passes `tensor`'s f32 elements, which are contiguous in CPU memory, to `take`.
 fn with_values<T>(tensor: &Tensor, take: impl FnOnce(&[f32]) -> T) -> Result<T> {
     let (storage, layout) = tensor.storage_and_layout();
     let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
@@ -109,7 +108,7 @@ fn with_values<T>(tensor: &Tensor, take: impl FnOnce(&[f32]) -> T) -> Result<T> 
     Ok(take(&storage.as_slice::<f32>()?[start..end]))
 }
 
-/// The ids `vocab` of candle's head `[vocab, hidden]`, used where candle has them.
+/// The ids `vocab` of candle's head `[vocab, hidden]`, used in place.
 fn shard(weight: &Tensor, vocab: Range<usize>) -> Result<HeadShard> {
     let (vocab_size, hidden) = weight.dims2()?;
     let part = vocab.start * hidden..vocab.end * hidden;
@@ -121,7 +120,7 @@ fn shard(weight: &Tensor, vocab: Range<usize>) -> Result<HeadShard> {
     Ok(HeadShard::new(vocab, vocab_size, hidden, Quantization::None, Matrix::F32(values), None)?)
 }
 
-/// A model without a head, and one rank's part of the head.
+/// A model without a head, and one rank's shard of the head.
 struct Engine {
     model: Model,
     head: LmHead,
@@ -129,7 +128,7 @@ struct Engine {
 }
 
 impl Engine {
-    /// Collective where the group has several ranks.
+    /// A collective call if the group has several ranks.
     fn new(
         config: &Config,
         tensors: &HashMap<String, Tensor>,
@@ -146,7 +145,7 @@ impl Engine {
         Ok(Engine { model: Model::new(config, weights)?, head, hidden_size: config.hidden_size })
     }
 
-    /// Runs the model on the tokens from `offset` on, and returns the greedy next one.
+    /// Runs the model on the tokens from `offset` on; returns the next one, chosen greedily.
     fn next(&mut self, tokens: &[u32], offset: usize) -> Result<u32> {
         let input = Tensor::new(&tokens[offset..], &Device::Cpu)?.unsqueeze(0)?;
         let hidden = self.model.forward(&input, offset)?; // [1, tokens, hidden]
@@ -160,7 +159,7 @@ impl Engine {
         }
     }
 
-    /// A step in which this rank has no row: the others need its shard.
+    /// A step in which this rank has no row; the others need its shard.
     fn idle(&mut self) -> Result<()> {
         let rows = HiddenRows::none(self.head.hidden_dtype(), self.hidden_size);
         self.head.step(RowCounts::discover(0), &Request::argmax())?.run(rows)?;
@@ -183,7 +182,7 @@ impl Engine {
     }
 }
 
-/// What candle's own head generates, and the smallest distance of a step's best two logits.
+/// What candle's own head generates, and the smallest difference between a step's best two logits.
 fn with_candles_head(
     config: &Config,
     tensors: &HashMap<String, Tensor>,
@@ -224,7 +223,7 @@ fn main() -> Result<()> {
         println!(
             "candle's head: {distinct} distinct tokens of {TOKENS}, best two logits at least {closest:.4} apart"
         );
-        // Else equal tokens would say little, or other tokens nothing.
+        // Otherwise equal tokens would prove little, or different tokens nothing.
         assert!(
             distinct > TOKENS / 4 && closest > CLOSE,
             "another seed makes a model that tells heads apart"

@@ -2,8 +2,8 @@
 
     check.py [SCENARIO...]
 
-Each scenario is a process of its own, forked after vLLM is imported: importing takes most of the time. The
-model has random weights that are made on the spot.
+Each scenario runs in a process of its own, forked after vLLM is imported, which takes most of the time. The
+model has random weights, generated here.
 """
 
 import copy
@@ -19,7 +19,7 @@ import time
 import traceback
 from pathlib import Path
 
-# The engine within the process that calls it, as vLLM reads them while it is imported.
+# Runs the engine in the calling process; vLLM reads this variable while it is imported.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,14 +27,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 
 if torch.cpu._is_amx_tile_supported():
-    # A process asks the system once for AMX's registers. Torch does it in its first matmul, which may come
-    # after vLLM's kernels use them.
+    # A process must request AMX's registers once. Torch does so in its first matmul, which may come after
+    # vLLM's kernels use them.
     torch.cpu._init_amx()
 
-# One thread, as vLLM would have it for models this small: threads do not survive a fork.
+# One thread, as vLLM would use for such small models: threads do not survive a fork.
 torch.set_num_threads(1)
 
-import vllm.v1.worker.cpu_worker  # noqa: F401, what each process would import
+import vllm.v1.worker.cpu_worker  # noqa: F401, each process would import it
 from safetensors.torch import save_file
 from vllm import LLM, SamplingParams
 
@@ -44,7 +44,7 @@ from lmhead_vllm.settings import Settings
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INNER = 1000, 128, 2, 4, 2, 32, 256
 PATIENCE = 300  # seconds for one scenario
 PROMPTS = [[5, 9, 17], list(range(20, 60)), [3], [700, 2, 700]]
-# Two data-parallel ranks: the second is done while the first still has most of its work.
+# Prompts of two data-parallel ranks: the second finishes while the first still has most of its work.
 PROMPTS_OF_RANK = [[0, 1, 2], [3]]
 TOKENS = {0: 32, 1: 32, 2: 24, 3: 8}
 WITH_PROMPT_LOGPROBS = {1}
@@ -57,7 +57,7 @@ def head_weight(dtype, seed):
 
 
 def write_checkpoint(folder, dtype, head_seed):
-    """A Qwen3 model whose logits are some units wide, so that tokens do not hang on a rounding."""
+    """A Qwen3 model with logits so far apart that tokens do not depend on rounding."""
     config = {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -118,8 +118,8 @@ def head_rows(model):
 def generate(model, dtype, prompts=range(len(PROMPTS)), settings=None, reloads=(), **more):
     """{prompt: (tokens, logprobs of the best ids at each, logprobs of the prompt's tokens)}
 
-    After it, and after each of `reloads`, the LM head's weights are loaded anew, by the seed and the format
-    that these name, and all is generated again: the last answer is returned. Says how many rows of the head's
+    For each of `reloads` the LM head's weights are then reloaded, with the seed and in the format that it
+    names, and everything is generated again; the last answer is returned. Prints how many rows of the head's
     weights this process has in the end."""
     config = {} if settings is None else {"lmhead": settings}
     llm = LLM(
@@ -150,7 +150,7 @@ def generate(model, dtype, prompts=range(len(PROMPTS)), settings=None, reloads=(
     for seed, is_checkpoint in reloads:
         weight = head_weight(getattr(torch, dtype), seed)
         if not is_checkpoint:
-            # vLLM's own has rows beyond the vocabulary, or this rank's part of them.
+            # vLLM's own head has rows beyond the vocabulary, or this rank's part of them.
             rows = llm.apply_model(head_rows)[0]
             weight = torch.nn.functional.pad(weight, (0, 0, 0, rows - VOCAB))
         weights = [("lm_head.weight", weight)]
@@ -179,15 +179,15 @@ def generate(model, dtype, prompts=range(len(PROMPTS)), settings=None, reloads=(
 
 
 class QuantisedByVllm:
-    """Stands for one of vLLM's methods for heads that it has quantised."""
+    """A stand-in for vLLM's method of a quantised head."""
 
     def apply(self, layer, x, bias=None):
         return torch.nn.functional.linear(x, layer.weight, bias)
 
 
 def other_heads(model):
-    """How far from torch's the logits of heads are: the model's, one with a bias, with the bias changed in
-    place, one of vLLM's."""
+    """The largest difference from torch's logits for several heads: the model's, one with a bias, the same with
+    its bias changed in place, one of vLLM's."""
     processor, own = model.logits_processor, model.lm_head
     hidden = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(1))
     bias = torch.randn(own.weight.shape[0], generator=torch.Generator().manual_seed(2))
@@ -225,7 +225,7 @@ def heads_of_one_model(model):
 
 
 def after_fork():
-    """What a process gets that was forked after its parent had made a head."""
+    """The error in a process that was forked after its parent had made a head."""
     weight, rows = torch.randn(64, 16), torch.randn(2, 16)
     head = Head(weight, None, torch.float32, torch.float32, Settings(), len(weight))
     assert torch.allclose(head.logits(rows), rows @ weight.T, atol=1e-4)
@@ -301,7 +301,7 @@ def compare(what, wanted, got, tolerance):
             f"{what}, prompt {i}: wanted vLLM's tokens {wanted[i][0]}, got {tokens}"
         )
         for ours, theirs in zip(logprobs + of_prompt, wanted[i][1] + wanted[i][2], strict=True):
-            # The ids at the end of the list may differ where two have the same logprob.
+            # The last ids of the list may differ where two have the same logprob.
             common = ours.keys() & theirs.keys()
             assert len(common) >= len(theirs) - 1, f"{what}, prompt {i}: wanted {theirs}, got {ours}"
             furthest = max([furthest, *(abs(ours[id][0] - theirs[id][0]) for id in common)])
@@ -317,14 +317,14 @@ def compare(what, wanted, got, tolerance):
 class Check:
     def __init__(self, folder):
         self.folder, self.stock = folder, {}
-        # In processes of their own too: threads that torch had started here would be missing after a fork.
+        # Also in processes of their own: threads that torch started here would not survive a fork.
         for dtype in ("float32", "bfloat16"):
             good(Process(write_checkpoint, folder / dtype, getattr(torch, dtype), head_seed=3))
         (folder / "other").mkdir()
         good(Process(write_checkpoint, folder / "other" / "bfloat16", torch.bfloat16, head_seed=8))
 
     def of_vllm(self, dtype):
-        """What vLLM generates without the plugin."""
+        """The answer of vLLM without the plugin."""
         if dtype not in self.stock:
             # An empty list of plugins loads none.
             answer, log = good(Process(generate, self.folder, dtype, variables={"VLLM_PLUGINS": ""}))
@@ -345,7 +345,7 @@ class Check:
         self.alone("float32", "f32", 1e-4)
 
     def bf16(self):
-        # Logits are rounded to bf16 in both: a last bit may differ, of values up to 8.
+        # Both round logits to bf16: the last bit may differ, with values up to 8.
         self.alone("bfloat16", "bf16", 2**-5)
 
     def int8(self):
@@ -356,7 +356,7 @@ class Check:
             (line,) = head_lines(log)
             assert quantization in line, line
             wanted = self.of_vllm("bfloat16")
-            # Until the first other token both heads see the same hidden states.
+            # Up to the first different token both heads get the same hidden states.
             same = [
                 next((n for n, (a, b) in enumerate(zip(tokens, wanted[i][0])) if a != b), len(tokens))
                 for i, (tokens, _, _) in answer.items()
@@ -368,7 +368,7 @@ class Check:
             assert all(same), f"{quantization}: wanted each prompt to begin like vLLM's, got {same}"
 
     def reload(self):
-        """vLLM loads other weights in place: in a checkpoint's format, and in that of its kernels."""
+        """vLLM reloads weights in place: in a checkpoint's format, and in its kernels' format."""
         for quantization in ("none", "w8a8", "w8a16"):
             settings = {"quantization": quantization}
             fresh, _ = good(Process(generate, self.folder / "other", "bfloat16", settings=settings))
@@ -423,7 +423,7 @@ class Check:
         ]
 
     def shared(self):
-        """Two data-parallel ranks: one tells prompt logprobs, the other has little to do, then nothing."""
+        """Two data-parallel ranks: one computes prompt logprobs, the other has few tokens, then none."""
         for rank, process in enumerate(self.ranks(SHARED, SHARED)):
             answer, log = good(process)
             (line,) = head_lines(log)
@@ -432,7 +432,7 @@ class Check:
             compare(f"rank {rank}", self.of_vllm("float32"), answer, 1e-4)
 
     def lost(self):
-        """A rank whose process is killed in a step."""
+        """The process of one rank is killed in a step."""
         survivor, killed = self.ranks(SHARED, SHARED, workers=["lmhead_vllm.worker.Worker", "dying.Worker"])
         _, error, log = survivor.end()
         words = "ranks [1] have left the group"
@@ -442,7 +442,7 @@ class Check:
         print(f"  rank 0: {error}")
 
     def refused(self):
-        """What cannot be is said by name."""
+        """Invalid settings are refused by name."""
         table = [
             ({"quantisation": "w8a8"}, "lmhead.quantisation: wanted one of quantization, lmhead_tp_size"),
             ({"quantization": "int8"}, "lmhead.quantization: wanted none, w8a8 or w8a16, got 'int8'"),

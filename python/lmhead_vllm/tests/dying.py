@@ -1,4 +1,4 @@
-"""A worker for the check: its process is killed in its fifth step, while the other rank waits for it."""
+"""A worker whose process is killed in its fifth step, while the other rank waits for it."""
 
 import os
 import signal

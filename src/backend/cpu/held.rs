@@ -148,7 +148,7 @@ impl Held {
             seen.write(&mut partial);
             if !nonfinite[row] {
                 let targets = &targets[row * spec.targets..][..spec.targets];
-                for (count, target) in partial.better().iter_mut().zip(targets) {
+                for (count, target) in partial.num_greater().iter_mut().zip(targets) {
                     let none = target.id == NO_TARGET;
                     *count = if none { 0 } else { beating(own(row), vocab.start, *target) };
                 }

@@ -42,7 +42,7 @@ impl Context {
 
 impl Context {
     /// Gives the context up without releasing it, which would wait for ever for a kernel that does not end.
-    pub fn abandon(&mut self) {
+    pub fn leak(&mut self) {
         self.primary = None;
     }
 }

@@ -59,7 +59,7 @@ struct Opened {
     info: DeviceInfo,
     /// Bytes of shared memory: the most that one block may have, and what an SM has for all of its blocks.
     shared_limit: usize,
-    shared_per_processor: usize,
+    shared_per_sm: usize,
     own_stream: CudaStream,
     /// Our own streams: some driver calls wait for the work on them.
     streams: Mutex<Vec<CudaStream>>,
@@ -105,7 +105,7 @@ impl Drop for Opened {
     fn drop(&mut self) {
         // Destroying would wait for work that never ends; the end of the process gives everything back.
         if self.lost.get().is_some() || !self.ends() {
-            self.context.abandon();
+            self.context.leak();
             return;
         }
         let Ok(_bound) = self.context.bind() else { return };
@@ -185,12 +185,12 @@ impl CudaDevice {
             let shared = shared.map(|bytes| usize::try_from(bytes).unwrap_or(0));
             Ok((result::stream::create(result::stream::StreamKind::NonBlocking)?, shared))
         };
-        let (stream, [shared_limit, shared_per_processor]) =
+        let (stream, [shared_limit, shared_per_sm]) =
             open().map_err(|e| failed(format!("CUDA device {}", info.ordinal), e))?;
         Ok(CudaDevice(Arc::new(Opened {
             info,
             shared_limit,
-            shared_per_processor,
+            shared_per_sm,
             own_stream: CudaStream(stream),
             streams: Mutex::new(vec![CudaStream(stream)]),
             patience: AtomicU64::new(nanoseconds(PATIENCE)),

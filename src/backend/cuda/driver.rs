@@ -54,7 +54,7 @@ pub struct DeviceInfo {
     /// Bytes of device memory.
     pub memory: usize,
     /// Streaming multiprocessors.
-    pub processors: u32,
+    pub num_sms: u32,
 }
 
 /// Loads the driver's library and starts it, once per process.
@@ -194,11 +194,11 @@ pub(super) fn describe(ordinal: i32) -> std::result::Result<DeviceInfo, DriverEr
         attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
         attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
     );
-    let processors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    let num_sms = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
     // SAFETY: as above.
     let memory = unsafe { result::device::total_mem(device) }?;
     let name = result::device::get_name(device)?;
-    Ok(DeviceInfo { ordinal: usize::try_from(ordinal).unwrap_or(0), name, capability, memory, processors })
+    Ok(DeviceInfo { ordinal: usize::try_from(ordinal).unwrap_or(0), name, capability, memory, num_sms })
 }
 
 /// The driver's error with its own name and words for it.

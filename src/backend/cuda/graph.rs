@@ -15,8 +15,8 @@ use std::sync::Arc;
 ///
 /// ```no_run
 /// use lmhead::backend::cuda::{CudaDevice, Graph};
-/// use lmhead::backend::device::{Call, KernelDevice, Matmul};
-/// # fn call() -> Call { unimplemented!() }
+/// use lmhead::backend::device::{KernelDevice, Matmul, MatmulCall};
+/// # fn call() -> MatmulCall { unimplemented!() }
 /// # fn prepare(_: &CudaDevice) -> lmhead::Result<Matmul<CudaDevice>> { unimplemented!() }
 /// # fn main() -> lmhead::Result<()> {
 /// let device = CudaDevice::open(0)?;

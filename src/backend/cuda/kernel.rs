@@ -237,9 +237,9 @@ fn parameter_sizes(function: sys::CUfunction) -> std::result::Result<Vec<usize>,
 }
 
 /// Reads the attributes and lifts the limit of dynamic shared memory from 48 KB to all that the device has:
-/// once, at loading, so that no launch has to. Of the memory that L1 cache and shared memory divide, asks for
-/// as much shared memory as there can be: plans count on it, and between kernels that ask for the same an SM
-/// need not be reconfigured.
+/// once, at loading, so that no launch has to. L1 cache and shared memory divide one memory: asks for the
+/// largest shared part. Plans count on it, and an SM is not reconfigured between kernels that ask for the
+/// same.
 fn allow_shared(function: sys::CUfunction, limit: usize) -> std::result::Result<Attributes, DriverError> {
     use sys::CUfunction_attribute as A;
     let number = |attribute| {

@@ -5,9 +5,9 @@ use crate::backend::params::LogitAdjustments;
 
 /// No adjustments of any row.
 pub const NO_ADJUSTMENTS: LogitAdjustments = LogitAdjustments {
-    addition_offsets: std::ptr::null(),
-    addition_ids: std::ptr::null(),
-    addition_values: std::ptr::null(),
+    logit_bias_offsets: std::ptr::null(),
+    logit_bias_ids: std::ptr::null(),
+    logit_bias_values: std::ptr::null(),
     count_offsets: std::ptr::null(),
     count_ids: std::ptr::null(),
     counts: std::ptr::null(),
@@ -23,9 +23,9 @@ pub const NO_ADJUSTMENTS: LogitAdjustments = LogitAdjustments {
 pub(super) fn packed_at(address: u64, at: &PackedAt, row_words: usize) -> LogitAdjustments {
     let words = |at: usize| (address as usize + 4 * at) as *const u32;
     let mut told = NO_ADJUSTMENTS;
-    if let Some([offsets, ids, values]) = at.additions {
-        (told.addition_offsets, told.addition_ids) = (words(offsets), words(ids));
-        told.addition_values = words(values).cast();
+    if let Some([offsets, ids, values]) = at.logit_bias {
+        (told.logit_bias_offsets, told.logit_bias_ids) = (words(offsets), words(ids));
+        told.logit_bias_values = words(values).cast();
     }
     if let Some([offsets, ids, counts, repetition, frequency, presence]) = at.counts {
         (told.count_offsets, told.count_ids, told.counts) = (words(offsets), words(ids), words(counts));

@@ -12,7 +12,7 @@ const WORDS: usize = 2;
 /// Threads of a block of `kernels/read_stream_sm80.cu`.
 const THREADS: u32 = 512;
 /// Bytes that a thread of the kernel reads at once.
-const PIECE: usize = 16;
+const VECTOR: usize = 16;
 
 pub(super) struct Counters<D: KernelDevice> {
     device: D,
@@ -30,11 +30,11 @@ impl<D: KernelDevice> Counters<D> {
     /// # Errors
     /// `Device` where there is no memory; `Unsupported` where the device does not run the kernel.
     pub fn new(device: &D) -> Result<Self> {
-        let (one, words) = (device.alloc(PIECE)?, device.alloc(PIECE)?);
-        let mut piece = [0; PIECE];
-        device.write(&words, 0, &piece)?;
-        piece[0] = 1;
-        device.write(&one, 0, &piece)?;
+        let (one, words) = (device.alloc(VECTOR)?, device.alloc(VECTOR)?);
+        let mut vector = [0; VECTOR];
+        device.write(&words, 0, &vector)?;
+        vector[0] = 1;
+        device.write(&one, 0, &vector)?;
         let mut copies = device.staging(4 * WORDS)?;
         copies.as_mut().fill(0);
         let at = copies.as_mut().as_mut_ptr().expose_provenance();
@@ -46,7 +46,7 @@ impl<D: KernelDevice> Counters<D> {
     fn count(&self, word: usize, stream: Stream) -> std::result::Result<(), Fault> {
         let data = self.device.address(&self.one) as *const _;
         let out = (self.device.address(&self.words) + 4 * word as u64) as *mut _;
-        let params = ReadStreamParams { data, pieces: 1, out };
+        let params = ReadStreamParams { data, vectors: 1, out };
         let grid = Grid { blocks: 1, threads: THREADS, shared_bytes: 0 };
         // Where the lock is poisoned the copies are still good.
         let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,5 @@
-//! Draws on the device. Where no row has a filter, the matmul leaves one candidate a row; of the candidates
-//! that come from all shards a kernel draws one id a row.
+//! Draws on the device. Where no row has a filter, the matmul leaves one candidate for each row. A kernel
+//! then draws one id for each row from the candidates of all shards.
 
 use super::partials::{NO_ANSWER, NO_PARTIALS, THREADS, are_even, check_own, checked, words_of};
 use super::shard::{DeviceShard, count_of, product_of, sum_of};
@@ -172,7 +172,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             self.tiles(stream, job, rows, (workspace, &places), waits, partials)?;
             params.candidates = at(places.held) as *const _;
             params.status = at(places.status) as *const _;
-            params.tiles = vocab.len().div_ceil(self.product().plan(n)?.tile.ids) as u32;
+            params.tiles = vocab.len().div_ceil(self.product().plan(n)?.tile.epilogue_n()) as u32;
         }
         let device = self.common.device.clone();
         let to = match out.memory() {
@@ -263,8 +263,8 @@ impl<D: KernelDevice> DeviceShard<D> {
             },
         };
         let grid = Grid { blocks: count_of(from.answered)?, threads: THREADS, shared_bytes: SHARED_BYTES };
-        // SAFETY: spans of the device's memory, of the sizes that the kernel writes; of candidates it reads
-        // none behind the last.
+        // SAFETY: spans of the device's memory, of the sizes that the kernel writes. It reads no candidate
+        // behind the last.
         unsafe { self.common.device.launch(stream, &self.weights.kernels.draw, &grid, &params) }
     }
 }

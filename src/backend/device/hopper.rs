@@ -3,7 +3,7 @@
 use crate::plan::hopper::{COLUMN_BYTES, PACKED_IDS};
 
 /// Bytes that the swizzle moves as one.
-const PIECE: usize = 16;
+const VECTOR: usize = 16;
 
 /// Bytes of `ids` packed rows of `row_bytes` each: rows padded to whole columns of 128 bytes, ids to an even
 /// number of blocks of 64.
@@ -15,8 +15,8 @@ pub fn packed_bytes(ids: usize, row_bytes: usize) -> Option<usize> {
 }
 
 /// Packs rows `[ids, row_bytes]`, which begin with a block of 64 ids, as `WeightMatrix` in `kernels/params.h`
-/// says: `out` holds as many whole blocks as there is room for. Ids behind the last are copies of it: so what
-/// a kernel reports of them is true of the last one too.
+/// says: `out` holds as many whole blocks as there is room for. Ids behind the last are copies of it, so that
+/// what a kernel reports of them is true of the last id, too.
 ///
 /// # Panics
 /// Where there is no row, or `out` is not whole blocks.
@@ -29,13 +29,13 @@ pub fn pack_weights(rows: &[u8], row_bytes: usize, out: &mut [u8]) {
             for (id, out) in out.chunks_exact_mut(COLUMN_BYTES).enumerate() {
                 let row = &rows[(block * PACKED_IDS + id).min(ids - 1) * row_bytes..][..row_bytes];
                 let from = &row[column * COLUMN_BYTES..row_bytes.min((column + 1) * COLUMN_BYTES)];
-                let (whole, rest) = from.as_chunks::<PIECE>();
-                // kernels/swizzle.cuh: piece p of a row lies where piece p ^ (row % 8) would.
-                let (places, _) = out.as_chunks_mut::<PIECE>();
-                for piece in 0..COLUMN_BYTES / PIECE {
-                    places[piece ^ (id % 8)] = whole.get(piece).copied().unwrap_or_else(|| {
-                        let mut last = [0; PIECE];
-                        if piece == whole.len() {
+                let (whole, rest) = from.as_chunks::<VECTOR>();
+                // kernels/swizzle.cuh: vector p of a row lies where vector p ^ (row % 8) would.
+                let (places, _) = out.as_chunks_mut::<VECTOR>();
+                for vector in 0..COLUMN_BYTES / VECTOR {
+                    places[vector ^ (id % 8)] = whole.get(vector).copied().unwrap_or_else(|| {
+                        let mut last = [0; VECTOR];
+                        if vector == whole.len() {
                             last[..rest.len()].copy_from_slice(rest);
                         }
                         last

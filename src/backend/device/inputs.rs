@@ -7,11 +7,12 @@ use super::partials::THREADS;
 use super::shard::{DeviceShard, count_of, product_of};
 use super::words::words;
 use super::{CopyRows, Grid, KernelDevice};
+use crate::adjust::DeviceAdjustments;
 use crate::backend::params::{
     EncodeTargetsParams, LogitAdjustments, OrStatusParams, PackAdjustmentsParams, PickTargetsParams,
     SamplingRow, SamplingRowsParams, UnpackAdjustmentsParams,
 };
-use crate::backend::{DeviceAdjustments, Inputs, On, PlacedAdjustments, PlacedEntries};
+use crate::backend::{Inputs, On, PlacedAdjustments, PlacedEntries};
 use crate::error::{Error, Result};
 use crate::layout::shard_range;
 use crate::memory::{Memory, Span, SpanMut};
@@ -334,9 +335,9 @@ impl<D: KernelDevice> DeviceShard<D> {
         let some = |span: Option<Span<'_>>| span.filter(|span| !span.is_empty()).map_or(0, address);
         let mut params = PackAdjustmentsParams {
             allowed: some(from.allowed) as *const _,
-            addition_offsets: std::ptr::null(),
-            addition_ids: std::ptr::null(),
-            addition_values: std::ptr::null(),
+            logit_bias_offsets: std::ptr::null(),
+            logit_bias_ids: std::ptr::null(),
+            logit_bias_values: std::ptr::null(),
             count_offsets: std::ptr::null(),
             count_ids: std::ptr::null(),
             counts: std::ptr::null(),
@@ -344,7 +345,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             repetition: std::ptr::null(),
             frequency: std::ptr::null(),
             presence: std::ptr::null(),
-            addition_entries: 0,
+            logit_bias_entries: 0,
             count_entries: 0,
             out: std::ptr::null_mut(),
             status: std::ptr::null_mut(),
@@ -358,11 +359,11 @@ impl<D: KernelDevice> DeviceShard<D> {
             shard_step: 0,
             none: 0,
         };
-        if let Some(additions) = &from.additions {
-            params.addition_offsets = address(additions.offsets) as *const _;
-            params.addition_ids = address(additions.ids) as *const _;
-            params.addition_values = address(additions.values) as *const _;
-            params.addition_entries = additions.ids.len() as u64 / 8;
+        if let Some(logit_bias) = &from.logit_bias {
+            params.logit_bias_offsets = address(logit_bias.offsets) as *const _;
+            params.logit_bias_ids = address(logit_bias.ids) as *const _;
+            params.logit_bias_values = address(logit_bias.values) as *const _;
+            params.logit_bias_entries = logit_bias.ids.len() as u64 / 8;
         }
         if let Some(penalties) = &from.penalties {
             params.count_offsets = address(penalties.offsets) as *const _;
@@ -393,9 +394,9 @@ impl<D: KernelDevice> DeviceShard<D> {
         let told = placed(&PlacedAdjustments::carve(out.as_span(), rows, of));
         let params = UnpackAdjustmentsParams {
             data: data as usize as *const _,
-            addition_offsets: told.addition_offsets.cast_mut(),
-            addition_ids: told.addition_ids.cast_mut(),
-            addition_values: told.addition_values.cast_mut(),
+            logit_bias_offsets: told.logit_bias_offsets.cast_mut(),
+            logit_bias_ids: told.logit_bias_ids.cast_mut(),
+            logit_bias_values: told.logit_bias_values.cast_mut(),
             count_offsets: told.count_offsets.cast_mut(),
             count_ids: told.count_ids.cast_mut(),
             counts: told.counts.cast_mut(),
@@ -428,9 +429,9 @@ fn placed(at: &PlacedAdjustments<'_>) -> LogitAdjustments {
     if let Some((mask, pitch)) = &at.allowed {
         (told.allowed, told.allowed_pitch) = (address(mask), *pitch as u64);
     }
-    if let Some(PlacedEntries { offsets, ids, values }) = &at.additions {
-        (told.addition_offsets, told.addition_ids) = (address(offsets), address(ids));
-        told.addition_values = address(values).cast();
+    if let Some(PlacedEntries { offsets, ids, values }) = &at.logit_bias {
+        (told.logit_bias_offsets, told.logit_bias_ids) = (address(offsets), address(ids));
+        told.logit_bias_values = address(values).cast();
     }
     if let Some((PlacedEntries { offsets, ids, values }, [repetition, frequency, presence])) = &at.counts {
         (told.count_offsets, told.count_ids, told.counts) = (address(offsets), address(ids), address(values));
@@ -452,9 +453,9 @@ pub(super) fn with_placed(
         told.allowed = own.allowed.wrapping_add(first * own.allowed_pitch as usize);
         told.allowed_pitch = own.allowed_pitch;
     }
-    if at.additions.is_some() {
-        told.addition_offsets = own.addition_offsets.wrapping_add(first);
-        (told.addition_ids, told.addition_values) = (own.addition_ids, own.addition_values);
+    if at.logit_bias.is_some() {
+        told.logit_bias_offsets = own.logit_bias_offsets.wrapping_add(first);
+        (told.logit_bias_ids, told.logit_bias_values) = (own.logit_bias_ids, own.logit_bias_values);
     }
     if at.counts.is_some() {
         told.count_offsets = own.count_offsets.wrapping_add(first);

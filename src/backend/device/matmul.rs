@@ -30,7 +30,7 @@ pub struct Spec {
 /// One call's rows and where everything lies in device memory. Shapes and alignments are those of
 /// `kernels/params.h`.
 #[derive(Debug, Clone, Copy)]
-pub struct Call {
+pub struct MatmulCall {
     /// Output rows; 0 launches nothing.
     pub rows: usize,
     pub weights: WeightMatrix,
@@ -52,7 +52,7 @@ pub struct Call {
 }
 
 // SAFETY: device addresses, which no thread of the host follows.
-unsafe impl Send for Call {}
+unsafe impl Send for MatmulCall {}
 
 /// A matmul whose kernels are loaded.
 pub struct Matmul<D: KernelDevice> {
@@ -167,7 +167,7 @@ impl<D: KernelDevice> Matmul<D> {
     /// # Safety
     /// All addresses are of this device and their memory is as large as the call's sizes say, until the
     /// launches have ended.
-    pub unsafe fn run(&self, device: &D, stream: D::Stream, call: &Call) -> Result<()> {
+    pub unsafe fn run(&self, device: &D, stream: D::Stream, call: &MatmulCall) -> Result<()> {
         if call.rows == 0 {
             return Ok(());
         }
@@ -183,7 +183,13 @@ impl<D: KernelDevice> Matmul<D> {
     ///
     /// # Safety
     /// As [`Matmul::run`].
-    pub unsafe fn run_plan(&self, device: &D, stream: D::Stream, call: &Call, plan: &Plan) -> Result<()> {
+    pub unsafe fn run_plan(
+        &self,
+        device: &D,
+        stream: D::Stream,
+        call: &MatmulCall,
+        plan: &Plan,
+    ) -> Result<()> {
         let Spec { precision, vocab, hidden, .. } = self.spec;
         let shape = Shape { rows: call.rows, vocab, hidden };
         if (plan.precision, plan.shape) != (precision, shape) {
@@ -197,6 +203,11 @@ impl<D: KernelDevice> Matmul<D> {
             return Err(Error::shape("plan", format!("one of {}", self.spec.precision), plan, fix));
         };
         crate::plan::check(precision, &shape, &plan.tile, plan.stages, &self.limits)?;
+        let cluster = plan.tile.cluster() as u32;
+        if plan.blocks == 0 || !plan.blocks.is_multiple_of(cluster) {
+            let wanted = format!("at least one block, in clusters of {cluster}");
+            return Err(Error::shape("plan", wanted, plan.blocks, "use a plan as plan::Plan makes it"));
+        }
         let (threads, shared_bytes) = (plan.tile.threads(), plan.shared_bytes());
         let grid = Grid { blocks: plan.blocks, threads, shared_bytes };
         let mut params = params(call, plan);
@@ -229,7 +240,7 @@ impl<D: KernelDevice> Matmul<D> {
         &self,
         device: &D,
         stream: D::Stream,
-        call: &Call,
+        call: &MatmulCall,
         targets: &TargetCall,
     ) -> Result<()> {
         let TargetCall { ids, per_row, first_id, out } = *targets;
@@ -249,7 +260,7 @@ impl<D: KernelDevice> Matmul<D> {
             return Err(Error::shape("rows x targets", wanted, got, "split the rows"));
         };
         let tile = &self.spec.precision.tiles()[0];
-        debug_assert_eq!((tile.ids, tile.rows), (rows * each, rows), "the kernel's tile");
+        debug_assert_eq!((tile.block_n, tile.block_m), (rows * each, rows), "the kernel's tile");
         let shared_bytes = tile.shared_bytes(LMHEAD_TARGET_STAGES as usize);
         let grid = Grid { blocks: blocks as u32, threads: tile.threads(), shared_bytes };
         let mut product = MatmulParams { stages: LMHEAD_TARGET_STAGES, ..params(call, &plan) };
@@ -271,7 +282,7 @@ impl<D: KernelDevice> Matmul<D> {
     }
 
     /// Whether [`Matmul::bring_rows`] has something to do.
-    fn brings_rows(&self, call: &Call, plan: &Plan) -> bool {
+    fn brings_rows(&self, call: &MatmulCall, plan: &Plan) -> bool {
         self.quantizer.is_some() || needs_packing(call, plan)
     }
 
@@ -284,7 +295,7 @@ impl<D: KernelDevice> Matmul<D> {
         &self,
         device: &D,
         stream: D::Stream,
-        call: &Call,
+        call: &MatmulCall,
         plan: &Plan,
         product: &mut MatmulParams,
     ) -> Result<()> {
@@ -342,7 +353,12 @@ impl<D: KernelDevice> Matmul<D> {
     }
 
     /// The launch that brings a call's rows into the order of stages, where the weights are packed.
-    fn staged(&self, call: &Call, plan: &Plan, product: &mut MatmulParams) -> Before<'_, D, StageRowsParams> {
+    fn staged(
+        &self,
+        call: &MatmulCall,
+        plan: &Plan,
+        product: &mut MatmulParams,
+    ) -> Before<'_, D, StageRowsParams> {
         let (stage, stager) = (plan.stage?, self.stager.as_ref()?);
         let int8 = plan.precision.quantizer().is_some();
         let scales = if int8 { call.workspace as usize + plan.workspace.scales } else { 0 };
@@ -354,7 +370,7 @@ impl<D: KernelDevice> Matmul<D> {
             bars: bars(call),
             row_count: product.row_count,
             hidden: product.hidden,
-            tile_rows: plan.tile.rows as u32,
+            block_m: plan.tile.block_m as u32,
             status_before: status_before(call),
         };
         product.row_scales = rows.scales;
@@ -374,7 +390,7 @@ impl<D: KernelDevice> Matmul<D> {
 type Before<'a, D, P> = Option<(&'a <D as KernelDevice>::Kernel<P>, Grid, P)>;
 
 /// The parameters of a call's matmul; its rows are the call's own.
-fn params(call: &Call, plan: &Plan) -> MatmulParams {
+fn params(call: &MatmulCall, plan: &Plan) -> MatmulParams {
     let Shape { rows, vocab, hidden } = plan.shape;
     MatmulParams {
         weights: call.weights,
@@ -394,20 +410,20 @@ fn params(call: &Call, plan: &Plan) -> MatmulParams {
 }
 
 /// The words that tiles of partials raise; null where logits are stored.
-fn bars(call: &Call) -> *mut u32 {
+fn bars(call: &MatmulCall) -> *mut u32 {
     if call.partials.data.is_null() { std::ptr::null_mut() } else { call.partials.bars }
 }
 
 /// The status of each row before its matmul. Kernels look for a logit above minus infinity only where
 /// adjustments may have left none.
-fn status_before(call: &Call) -> u32 {
+fn status_before(call: &MatmulCall) -> u32 {
     let a = &call.adjustments;
-    let adjusted = !(a.allowed.is_null() && a.addition_offsets.is_null() && a.count_offsets.is_null());
+    let adjusted = !(a.allowed.is_null() && a.logit_bias_offsets.is_null() && a.count_offsets.is_null());
     if adjusted { 0 } else { LMHEAD_STATUS_ALLOWED }
 }
 
 /// Whether the kernel's 16-byte copies would be misaligned, so that the rows must be packed before.
-fn needs_packing(call: &Call, plan: &Plan) -> bool {
+fn needs_packing(call: &MatmulCall, plan: &Plan) -> bool {
     plan.precision.quantizer().is_none() && !(call.hidden.data as u64 | call.hidden.pitch).is_multiple_of(16)
 }
 
@@ -453,7 +469,7 @@ fn pitched(what: &str, pitch: u64, row_bytes: usize, to: usize) -> Result<()> {
 }
 
 /// The single statement of what a call's addresses must be, with [`check_operands`].
-fn check(call: &Call, plan: &Plan) -> Result<()> {
+fn check(call: &MatmulCall, plan: &Plan) -> Result<()> {
     let Shape { vocab, .. } = plan.shape;
     check_operands(call, plan)?;
     aligned("row status", call.logits.status as u64, 4, false)?;
@@ -488,7 +504,7 @@ fn check(call: &Call, plan: &Plan) -> Result<()> {
 }
 
 /// Checks what is multiplied, and what the epilogue reads.
-fn check_operands(call: &Call, plan: &Plan) -> Result<()> {
+fn check_operands(call: &MatmulCall, plan: &Plan) -> Result<()> {
     let Shape { rows, vocab, hidden } = plan.shape;
     let precision = plan.precision;
 
@@ -500,8 +516,9 @@ fn check_operands(call: &Call, plan: &Plan) -> Result<()> {
         let fix = "plan for the layout that the weights were loaded in";
         return wrong("weights", name(packed).into(), name(!packed).into(), fix);
     }
-    if packed && call.weights.pitch != plan.workspace.row_pitch as u64 {
-        let wanted = format!("the {} bytes of a row's columns", plan.workspace.row_pitch);
+    let row_bytes = precision.packed_row_bytes(hidden);
+    if packed && call.weights.pitch != row_bytes as u64 {
+        let wanted = format!("the {row_bytes} bytes of a row's columns");
         let fix = "pack the weights with hopper::pack_weights";
         return wrong("pitch of packed weights", wanted, call.weights.pitch.to_string(), fix);
     }
@@ -535,9 +552,9 @@ fn check_operands(call: &Call, plan: &Plan) -> Result<()> {
 
     let a = &call.adjustments;
     for (what, address) in [
-        ("additions", a.addition_offsets as u64),
-        ("ids of the additions", a.addition_ids as u64),
-        ("values of the additions", a.addition_values as u64),
+        ("logit_bias", a.logit_bias_offsets as u64),
+        ("ids of logit_bias", a.logit_bias_ids as u64),
+        ("values of logit_bias", a.logit_bias_values as u64),
         ("counts", a.count_offsets as u64),
         ("ids of the counts", a.count_ids as u64),
         ("packed counts", a.counts as u64),
@@ -550,7 +567,7 @@ fn check_operands(call: &Call, plan: &Plan) -> Result<()> {
         aligned(what, address, 4, true)?;
     }
     for (what, offsets, ids, values) in [
-        ("additions", a.addition_offsets, a.addition_ids, a.addition_values as u64),
+        ("logit_bias", a.logit_bias_offsets, a.logit_bias_ids, a.logit_bias_values as u64),
         ("counts", a.count_offsets, a.count_ids, a.counts as u64),
     ] {
         if !offsets.is_null() && (ids.is_null() || values == 0) {

@@ -123,8 +123,8 @@ impl<D: KernelDevice> DeviceShard<D> {
             k: spec.k as u32,
             targets: spec.targets as u32,
             vocab: vocab.len() as u32,
-            parts: vocab.len().div_ceil(plan.tile.ids) as u32,
-            part_ids: plan.tile.ids as u32,
+            parts: vocab.len().div_ceil(plan.tile.epilogue_n()) as u32,
+            part_ids: plan.tile.epilogue_n() as u32,
             shards: 0,
         };
         self.merge(stream, from, vocab.start, spec.places(vocab.len()), out)

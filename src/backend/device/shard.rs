@@ -28,7 +28,7 @@ use super::held::Held;
 use super::partials::{NO_ANSWER, NO_PARTIALS, by_tiles};
 use super::room::GrowBuffer;
 use super::weights::Weights;
-use super::{Call, KernelDevice, Matmul, checks, dtype_code, of_product};
+use super::{KernelDevice, Matmul, MatmulCall, checks, dtype_code, of_product};
 use crate::backend::params::{HeldMatrix, LogitAdjustments, LogitMatrix, RowMatrix, TilePartials};
 use crate::backend::{
     Arrivals, Ask, CapacitySteps, HeldLogits, Inputs, Job, LoadedShard, On, Out, Payload, Which,
@@ -202,7 +202,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         epilogue: Epilogue,
         workspace: (u64, usize),
     ) -> Result<()> {
-        let call = Call {
+        let call = MatmulCall {
             rows: rows.0,
             weights: self.weights.matrix(),
             hidden: rows.1,

@@ -2,7 +2,7 @@
 //! are stored nowhere.
 
 use super::KernelDevice;
-use super::matmul::{Call, TargetCall, dtype_code};
+use super::matmul::{MatmulCall, TargetCall, dtype_code};
 use super::partials::NO_PARTIALS;
 use super::passes::check_len;
 use super::shard::{Brought, DeviceShard, check_candidates, product_of};
@@ -66,7 +66,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         let hidden = self.rows(stream, &job.rows, waits)?;
         let brought = Brought { address: hidden.data as u64, pitch: hidden.pitch, rows: n };
         self.brought = (job.rows.memory() == Memory::Host).then_some(brought);
-        let call = Call {
+        let call = MatmulCall {
             rows: n,
             weights: self.weights.matrix(),
             hidden,

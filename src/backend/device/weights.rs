@@ -71,7 +71,7 @@ impl<D: KernelDevice> Weights<D> {
             let precision = precision(shard, hidden)?;
             // An engine's own tensor keeps its layout.
             let own = shard.device_weights();
-            let layout = own.map_or_else(|| precision.layout(&device.limits()), |weights| weights.layout);
+            let layout = own.map_or_else(|| device.limits().layout(), |weights| weights.layout);
             let spec = Spec { precision, layout, vocab, hidden: columns, max_rows };
             Some(match Matmul::prepare(device, spec) {
                 // This build lacks the kernels for packed weights: those for all devices give the same bits.

@@ -41,6 +41,8 @@ struct State {
     communicator: Option<Arc<Communicator>>,
     /// Why this channel takes no more calls.
     fault: Option<Fault>,
+    /// Marks that somebody will wait for, with their calls, in the order of the stream.
+    marks: Vec<(Call, Pending)>,
 }
 
 impl State {
@@ -118,7 +120,16 @@ impl NcclExchange {
         })
     }
 
-    /// Queues a group of operations and waits until NCCL has put them on the stream.
+    /// The first call whose work has not ended, of those that are queued; `call` where there is none.
+    fn first(&self, call: &Call) -> Call {
+        let state = self.state();
+        let mut unended = state.marks.iter().filter(|(_, mark)| self.marks.is_reached(*mark) != Ok(true));
+        unended.next().map_or(*call, |(first, _)| *first)
+    }
+
+    /// Queues a group of operations and waits until NCCL has put them on the stream. Where that takes long,
+    /// the peers are told, and faults of peers name, the first collective that has not ended: it may be one
+    /// that was queued before.
     fn issue(
         &self,
         call: &Call,
@@ -130,13 +141,17 @@ impl NcclExchange {
         let control = self.control.as_deref();
         let mut beat = Beat::new();
         let mut ended = || {
-            control.inspect(|control| beat.keep(call, *control));
+            control.inspect(|control| beat.keep_at(call, || self.first(call), *control));
             self.ended(call, control)
         };
         let issued = communicator.group(stream, queue).and_then(|()| communicator.settle(&mut ended));
         issued.map_err(|refused| {
             let of_peers = matches!(&refused, Refused::Failed(failed) if failed.is_of_peers());
-            self.failed(call, control, refused.into_fault(), of_peers)
+            // Asked before the communicator is aborted, which ends all of them.
+            let first = self.first(call);
+            let named = if matches!(refused, Refused::Failed(_)) && !of_peers { *call } else { first };
+            let fault = self.failed(&named, control, refused.into_fault(), of_peers);
+            if named == *call { fault } else { Fault::Earlier { call: named.into(), fault: fault.into() } }
         })
     }
 
@@ -178,7 +193,7 @@ impl NcclExchange {
             told(call, &*control).or_else(|| communicator.progress().err().map(Refused::into_fault))
         };
         let end = move |call: &Call, fault: &Fault| {
-            // Names who has not come, where the host has queued the step; of a replay the host knows nothing.
+            // Names who has not come, if the host has queued the step. The host knows nothing of a replay.
             let named = late(call, &*teller);
             let is_named = matches!(&named, Fault::Timeout { missing } if !missing.is_empty());
             let is_overdue = matches!(fault, Fault::Broken { .. }) && call.left().is_zero();
@@ -337,9 +352,16 @@ unsafe impl DeviceExchange for NcclExchange {
         })
     }
 
-    fn mark(&self, _: &Call, stream: Stream) -> Result<Pending, Fault> {
+    fn mark(&self, call: &Call, stream: Stream) -> Result<Pending, Fault> {
         self.check_process()?;
-        self.marks.mark(stream)
+        let mark = self.marks.mark(stream)?;
+        self.state().marks.push((*call, mark));
+        Ok(mark)
+    }
+
+    fn forget(&self, mark: Pending) {
+        self.state().marks.retain(|(_, known)| *known != mark);
+        self.marks.give_back(mark);
     }
 
     fn wait(
@@ -361,6 +383,7 @@ unsafe impl DeviceExchange for NcclExchange {
                 }
             })
         };
+        self.state().marks.retain(|(_, mark)| *mark != pending && Some(*mark) != before);
         let waited = wait_for_mark(&*self.marks, before, pending, call, control, own);
         waited.map_err(|fault| self.failed(call, Some(control), fault, of_peers.get()))
     }

@@ -11,7 +11,7 @@ use crate::finish::{Finish, Messages, Places, RowSampling};
 use crate::head::buffers::{Arena, bytes_of, sum};
 use crate::head::capacity::{ALIGNED, take};
 use crate::head::logprobs::Telling;
-use crate::head::run::{Compute, Lists, Run, Scratch};
+use crate::head::run::{Compute, Lists, Run, StepScratch};
 use crate::head::wire::{Via, Who};
 use crate::memory::{Span, SpanMut};
 use crate::merge::{Candidate, NO_TARGET};
@@ -65,9 +65,9 @@ impl Run<'_> {
         inputs: &RowInputs<'_>,
         logprobs: Option<TokenLogprobs>,
         mut answer: AnswerBuffers<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut StepScratch,
     ) -> Result<()> {
-        let Scratch {
+        let StepScratch {
             own_rows,
             own_status,
             gathered,

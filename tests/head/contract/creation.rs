@@ -1,4 +1,4 @@
-//! Creation: settings, weights and the exchange itself, and ranks that bring what does not fit.
+//! Creation: settings, weights and exchanges that do not fit together.
 
 use super::*;
 use lmhead::exchange::{Call, Fault, Reset};
@@ -37,13 +37,13 @@ fn every_setting_is_compared_at_creation() {
                 change(&mut config);
             }
             let error = head_of(&test_head(), &config, 2, me, Arc::clone(&exchange)).err().unwrap();
-            // A disagreement leaves the exchange as it was: the same ranks can try again.
+            // A disagreement does not damage the exchange: the same ranks can try again.
             head_of(&test_head(), &self::config(30_000), 2, me, exchange).unwrap();
             error
         });
         assert_mismatch(&errors, want);
     }
-    // What comes with the shard and the rows' type.
+    // What the shard and the rows' type determine.
     let errors = each_rank(2, |me, exchange| {
         let test = if me == 1 { test_head().with_bias(1) } else { test_head() };
         head_of(&test, &config(30_000), 2, me, exchange).err().unwrap()
@@ -147,7 +147,7 @@ fn a_deadline_that_no_creation_can_keep_is_refused_by_name_and_told() {
     assert_at_once("a creation without time", &ended);
 }
 
-/// An exchange that opens no channel, by an error or a panic.
+/// An exchange that fails to open a channel, with an error or a panic.
 struct WithoutChannels {
     inner: Arc<dyn Exchange>,
     panics: bool,
@@ -205,7 +205,7 @@ fn a_channel_that_does_not_open_is_told_and_the_next_creation_comes_about() {
             };
             let began = Instant::now();
             if me == 1 {
-                // A peer that came later would meet this rank's next try.
+                // A peer that came later would join this rank's next attempt.
                 thread::sleep(Duration::from_millis(300));
             }
             let made = catch_unwind(AssertUnwindSafe(|| make(broken)));
@@ -249,7 +249,7 @@ fn a_shard_of_another_checkpoint_of_the_same_shape_is_named() {
 
 #[test]
 fn a_group_that_is_larger_than_its_exchange_is_refused_on_every_rank() {
-    // Rank 0 alone has the right group, or none has.
+    // Only rank 0 has the right group, or no rank has.
     for right in [true, false] {
         let ended = each_rank(2, |me, exchange| {
             let size = if right && me == 0 { 2 } else { 4 };
@@ -272,7 +272,7 @@ fn a_group_that_is_larger_than_its_exchange_is_refused_on_every_rank() {
 #[test]
 fn a_transport_that_mixes_pieces_up_is_found_at_creation_and_at_rebuilding() {
     use lmhead::exchange::Operation;
-    // Two neighbours of equal length change places; all bytes arrive, as they once did with NCCL.
+    // Two adjacent pieces of equal length are swapped; all bytes arrive. NCCL once did this.
     let swap = |recv: &mut [&mut [u8]]| {
         for at in 1..recv.len() {
             let (left, right) = recv.split_at_mut(at);
@@ -280,7 +280,7 @@ fn a_transport_that_mixes_pieces_up_is_found_at_creation_and_at_rebuilding() {
             if left.len() == right.len() {
                 left.swap_with_slice(right);
             } else {
-                // Of unequal length: the bytes of one in the place of the other.
+                // Pieces of unequal length: swap the bytes that both have.
                 let common = left.len().min(right.len());
                 left[..common].swap_with_slice(&mut right[..common]);
             }
@@ -304,7 +304,7 @@ fn a_transport_that_mixes_pieces_up_is_found_at_creation_and_at_rebuilding() {
                     {
                         return;
                     }
-                    // The findings are gathered too, and arrive.
+                    // The verdicts are gathered too, and must arrive.
                     if now == When::AfterExchange || gathers.fetch_add(1, Ordering::SeqCst) == 0 {
                         swap(recv);
                     }

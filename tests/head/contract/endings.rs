@@ -1,10 +1,10 @@
-//! A step, a creation or a rebuilding that ends badly on one rank ends at once on all.
+//! A step, creation or rebuild that fails on one rank ends at once on all.
 
 use super::*;
 
 #[test]
 fn a_skipped_call_and_a_late_rank_are_timeouts_that_name_the_rank() {
-    // Rank 1 skips its call: it is busy elsewhere until the others have given up.
+    // Rank 1 skips its call: it is busy until the others have given up.
     let errors = broken(&config(250), |head| {
         thread::sleep(Duration::from_millis(900));
         good_step(head)
@@ -114,7 +114,7 @@ fn a_panic_in_the_backend_that_the_engine_catches_poisons_the_head_and_is_told()
     assert_eq!(answers.len(), 2);
 }
 
-/// Arguments that one rank can refuse alone, and what it says.
+/// Arguments that one rank refuses by itself, and its message.
 fn refused_alone() -> [(RowCounts, Request, &'static str); 5] {
     let exact = || RowCounts::exact(&[ROWS; SIZE]);
     [
@@ -210,7 +210,7 @@ fn a_panic_anywhere_is_told_at_once_and_poisons_the_head() {
                 1 => hooked(exchange, move |when, call, _| {
                     if at(when, call.operation, call.epoch) && fires.swap(false, Ordering::SeqCst) {
                         if when == When::Reset {
-                            // A peer that came later would meet this rank's next try.
+                            // A peer that came later would join this rank's next attempt.
                             thread::sleep(Duration::from_millis(300));
                         }
                         std::panic::resume_unwind(Box::new("a transport's bug"));
@@ -282,8 +282,8 @@ fn a_panic_of_the_transport_while_a_step_unwinds_is_contained() {
         let mut head = head_of(&test_head(), &config(PATIENT), 2, me, exchange).unwrap();
         let began = Instant::now();
         if me == 1 {
-            // The step unwinds, its drop tells the peers, and that panics again. The process goes on; the
-            // head's end then tells the peers what the notice could not.
+            // The step unwinds, its drop notifies the peers, and that panics again. The process survives;
+            // dropping the head then tells the peers what the notice could not.
             let caught = catch_unwind(AssertUnwindSafe(move || {
                 let _step = head.step(RowCounts::exact(&[ROWS; 2]), &Request::argmax()).unwrap();
                 std::panic::resume_unwind(Box::new("an engine's bug"));
@@ -301,7 +301,7 @@ fn a_panic_of_the_transport_while_a_step_unwinds_is_contained() {
 
 #[test]
 fn all_operations_of_a_step_share_one_deadline() {
-    // Rank 1 is late in every operation, by less than the timeout: together by more.
+    // Rank 1 is late in every operation by less than the timeout, but by more in total.
     let ended = each_rank(2, |me, exchange| {
         let exchange = match me {
             1 => hooked(exchange, |when, call, _| {
@@ -384,7 +384,7 @@ fn a_rebuilt_head_answers_the_same_bits_under_a_new_epoch() {
 
 #[test]
 fn counts_beyond_memory_are_refused_not_aborted() {
-    // Both ranks agree that rank 0 brings more rows than can be; rank 0 cannot, and rank 1 hears of it.
+    // Both ranks agree that rank 0 brings impossibly many rows; rank 0 cannot, and rank 1 is told.
     each_rank(2, |me, exchange| {
         let mut head = head_of(&test_head(), &config(30_000), 2, me, exchange).unwrap();
         let error = step(&mut head, RowCounts::exact(&[usize::MAX, 0]), Request::argmax(), 0).unwrap_err();
@@ -459,7 +459,7 @@ fn a_rank_that_is_late_itself_blames_nobody_else() {
         thread::sleep(Duration::from_millis(400 + 200 * me as u64));
         let error = begun.run(HiddenRows::new(&bytes, DType::F32, ROWS, 16).unwrap()).unwrap_err();
         let text = error.to_string();
-        // Rank 0's rows have arrived when rank 1 comes.
+        // Rank 0's rows have arrived by the time rank 1 comes.
         let operation = ["all_gather of hidden rows", "all_to_all of results"][me];
         let want = format!("ranks [{me}] say this rank came to the {operation} 0.");
         assert!(text.contains(&want), "{text}\nwant {want}");

@@ -1,4 +1,4 @@
-//! Several heads, and threads, on one exchange.
+//! Several heads and threads on one exchange.
 
 use super::*;
 
@@ -8,7 +8,7 @@ fn both(head: &mut LmHead) -> Result<Answer> {
     step(head, RowCounts::exact(&[ROWS; 2]), Request::logits(DType::F32), ROWS)
 }
 
-/// Two heads of one name, of other weights: whose messages met, would be answered a mixture.
+/// Two heads of the same name with different weights: an answer would be wrong if their messages mixed.
 fn two_heads(me: usize, exchange: &Arc<dyn Exchange>, timeout_ms: u64, names: [&str; 2]) -> Vec<LmHead> {
     let head = |(seed, name): (u64, &str)| {
         let test = TestHead::random(200, 16, DType::F32, Quantization::None, seed);

@@ -1,4 +1,4 @@
-//! An exchange that does something else beside: panic, wait, mix pieces up, or write down what it was asked.
+//! An exchange with a hook, which can panic, wait, mix pieces up, or record the calls.
 
 use super::*;
 use lmhead::exchange::{Call, Fault, Place, Reset};
@@ -14,7 +14,7 @@ pub enum When {
     Reset,
 }
 
-/// Told of every call, and of what has arrived.
+/// Called with every call and with what has arrived.
 pub type Hook = Arc<dyn Fn(When, &Call, &mut [&mut [u8]]) + Send + Sync>;
 
 /// An exchange whose channels call a hook.
@@ -87,7 +87,7 @@ impl Exchange for HookedExchange {
     }
 }
 
-/// A head of the test's weights, with a backend and an exchange of one's own.
+/// A head with the test's weights and the given backend and exchange.
 pub fn head_with(
     config: &HeadConfig,
     size: usize,

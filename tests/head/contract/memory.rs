@@ -1,10 +1,10 @@
-//! What a head does before its first real step, and what it gives back after the largest.
+//! What a head does before its first real step, and the memory it gives back after the largest.
 
 use super::*;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-/// Rows as a device's kernels tell them apart: by the next power of two.
+/// Classifies row counts as device kernels do: by the next power of two.
 fn kind(asked: Asked) -> String {
     let rows = asked.rows.next_power_of_two() * usize::from(asked.rows > 0);
     format!("{:?}", Asked { rows, entries: rows, ..asked })

@@ -1,4 +1,4 @@
-//! Ranks that make another call, with another mode, request or counts: all of them are told who said what.
+//! Ranks whose calls differ in mode, request or counts: all are told which rank said what.
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn another_mode_is_named_on_every_rank() {
     let errors =
         broken(&config(30_000), |head| step(head, RowCounts::discover(ROWS), Request::argmax(), ROWS));
     assert_mismatch(&errors, "mode: ranks [0, 2] say exact, ranks [1] say discover");
-    // Capacity sends its header with its rows: another operation, of another length.
+    // Capacity steps send the header with the rows: another operation with another length.
     let errors =
         broken(&config(30_000), |head| step(head, RowCounts::capacity(4, ROWS), Request::argmax(), ROWS));
     assert_mismatch(&errors, "mode: ranks [0, 2] say exact, ranks [1] say capacity");
@@ -50,7 +50,7 @@ fn capacity_steps_check_their_contract_too() {
 #[test]
 fn unverified_steps_end_in_an_error_too() {
     let unverified = HeadConfig { verify: Verify::WarmUp, ..config(300) };
-    // Other counts: the bytes do not fit.
+    // Other counts: the lengths differ.
     let errors =
         broken(&unverified, |head| step(head, RowCounts::exact(&[ROWS, 5, ROWS]), Request::argmax(), 5));
     assert_mismatch(&errors[..1], "counts");
@@ -105,7 +105,7 @@ fn unverified_steps_that_move_equal_bytes_are_told_apart() {
 
 #[test]
 fn capacity_steps_check_the_ranks_of_other_tp_indices_too() {
-    // One replica of two tp ranks: no rows are gathered, so the headers meet in the exchange of results.
+    // With one replica of two tp ranks no rows are gathered, so the headers meet in the exchange of results.
     for replicas in [1, 2] {
         let size = 2 * replicas;
         let errors = each_rank(size, |me, exchange| {
@@ -161,11 +161,11 @@ fn a_non_finite_logit_in_one_shard_marks_the_row_whichever_shard_it_is() {
 
 #[test]
 fn a_peer_in_another_mode_with_zero_rows_is_named_by_its_mode() {
-    // Steps that are not verified send no header, and without rows nothing at all.
+    // Unverified steps send no header, and without rows they send nothing.
     let unverified = HeadConfig { verify: Verify::WarmUp, ..config(PATIENT) };
     let ended = each_rank(2, |me, exchange| {
         let mut head = head_of(&test_head(), &unverified, 2, me, exchange).unwrap();
-        // A header of a step before lies in the buffers.
+        // The buffers still hold the header of the step before.
         step(&mut head, RowCounts::capacity(4, 0), Request::argmax(), 0).unwrap();
         let counts = [RowCounts::capacity(4, 0), RowCounts::exact(&[0, 0])];
         let began = Instant::now();
@@ -185,17 +185,18 @@ fn a_peer_in_another_mode_with_zero_rows_is_named_by_its_mode() {
     assert_at_once("a peer in another mode with zero rows", &ended);
 }
 
-/// What the ranks of a replica pass that should be the same.
+/// An input in which the ranks of a replica differ, though they must agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Differs {
     Nothing,
     Rows,
     Targets,
     Mask,
-    Additions,
+    LogitBias,
 }
 
-/// A step of `replicas` replicas of two tensor-parallel ranks each, of which the last brings something else.
+/// A step of `replicas` replicas of two tensor-parallel ranks each, in which the last rank passes a different
+/// input.
 fn tensor_parallel(
     replicas: usize,
     counts: fn(usize) -> RowCounts,
@@ -211,7 +212,7 @@ fn tensor_parallel(
             LmHead::new(&config(PATIENT), group, shard, exchange, lmhead_testkit::backend()).unwrap();
         let odd = me == size - 1;
         let bytes = test.rows(ROWS, if odd && differs == Differs::Rows { 8 } else { 7 });
-        // The ranks of a replica may hold the same rows in different ways.
+        // The ranks of a replica may store the same rows in different ways.
         let reversed = [&bytes[64..], &bytes[..64]].concat();
         let hidden = match me % 2 {
             0 => HiddenRows::new(&bytes, DType::F32, ROWS, 16).unwrap(),
@@ -220,11 +221,11 @@ fn tensor_parallel(
         let targets = [if odd && differs == Differs::Targets { 150 } else { 10 }, 20];
         let mut mask = vec![-1i32; ROWS * 7];
         mask[0] = if odd && differs == Differs::Mask { 1 } else { 3 };
-        let values = [if odd && differs == Differs::Additions { 2.0 } else { 1.0 }];
-        let additions = lmhead::adjust::Additions { offsets: &[0, 1, 1], ids: &[5], values: &values };
+        let values = [if odd && differs == Differs::LogitBias { 2.0 } else { 1.0 }];
+        let logit_bias = lmhead::adjust::LogitBias { offsets: &[0, 1, 1], ids: &[5], values: &values };
         let adjustments = lmhead::Adjustments {
             allowed: Some(&mask),
-            additions: Some(additions),
+            logit_bias: Some(logit_bias),
             ..lmhead::Adjustments::default()
         };
         let sampling = [lmhead::SamplingParams::default(); ROWS];
@@ -261,7 +262,7 @@ fn tensor_parallel_ranks_with_other_rows_targets_or_adjustments_are_named() {
             for request in requests {
                 let same = tensor_parallel(replicas, counts, request, Differs::Nothing);
                 assert!(same.iter().all(|(answer, _)| answer.is_ok()), "{request}: {same:?}");
-                for differs in [Differs::Rows, Differs::Targets, Differs::Mask, Differs::Additions] {
+                for differs in [Differs::Rows, Differs::Targets, Differs::Mask, Differs::LogitBias] {
                     if differs == Differs::Targets && !matches!(request, Request::Logprobs { .. }) {
                         continue;
                     }

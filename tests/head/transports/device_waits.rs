@@ -1,6 +1,6 @@
-//! Waits for a device, which cannot say whom it waits for: the host transport beside it finds who was killed
-//! or stopped in the collective, and a fault of the next step ends no wait for this one. The device is a mark
-//! that is reached after a while, or never.
+//! Waits for a device, which cannot tell which rank it waits for: the host transport beside it finds who was
+//! killed or stopped in the collective, and a fault of the next step does not end the wait for this one. The
+//! device is an event that completes after a while, or never.
 
 use super::scenarios::{LONG_MS, SHORT_MS, SIZE};
 use super::{
@@ -26,7 +26,7 @@ pub const SCENARIOS: &Scenarios = &[
 
 const LATE: Duration = Duration::from_millis(SHORT_MS);
 
-/// One mark.
+/// An event that completes at `reached`.
 struct Mark {
     reached: Option<Instant>,
 }
@@ -60,7 +60,7 @@ impl StreamMarks for Mark {
     }
 }
 
-/// The rank's channel, once all have come to it, and a call of a step there.
+/// The rank's channel, once all ranks have opened it, and a function that makes calls of a step there.
 fn open(rank: &Rank) -> (Arc<dyn Exchange>, impl Fn(u64, u64) -> Call) {
     let (instance, channel) = rank.exchange.channel(7).expect("a channel");
     let call = move |step, ms| {
@@ -75,12 +75,12 @@ fn open(rank: &Rank) -> (Arc<dyn Exchange>, impl Fn(u64, u64) -> Call) {
     (channel, call)
 }
 
-/// Waits for a mark in `call`, which the rank has come to.
+/// Waits in `call` for an event; the rank has come to the call.
 fn wait_in(call: &Call, channel: &dyn Exchange, reached: Option<Instant>) -> Result<(), Fault> {
     let mark = Mark { reached };
     channel.note(call);
     let waited = wait_for_mark(&mark, None, Pending(0), call, channel, || None);
-    // As a head does: what others would not find by themselves is told.
+    // As a head does: tells the others what they would not find by themselves.
     if let Err(Fault::Broken { problem, .. }) = &waited {
         channel.notify_abort(call, problem);
     }
@@ -92,7 +92,7 @@ fn ended(began: Instant, call: &Call, rank: &Rank, waited: Result<(), Fault>) ->
     outcome(began, &waited.map_err(|fault| fault.into_error(call, &ranks)))
 }
 
-/// All wait for what never ends; rank 1 does that first, when it has come.
+/// All ranks wait for an event that never completes; rank 1 runs `rank_1` first.
 fn wait(rank: &Rank, rank_1: impl FnOnce()) -> Value {
     let (channel, call) = open(rank);
     let call = call(1, SHORT_MS);
@@ -102,7 +102,7 @@ fn wait(rank: &Rank, rank_1: impl FnOnce()) -> Value {
         rank_1();
     }
     let ended = ended(began, &call, rank, wait_in(&call, &*channel, None));
-    // Whoever leaves is lost to the others.
+    // A rank that leaves is lost to the others: stay.
     thread::sleep(3 * LATE);
     ended
 }
@@ -116,7 +116,7 @@ fn signalled(rank: &Rank, signal: i32) -> Value {
     })
 }
 
-/// Rank 1 gives up the step behind the one that the others wait for, which ends after a while.
+/// Rank 1 gives up the step after the one whose event, which completes after a while, the others wait for.
 fn next_step(rank: Rank) -> Value {
     let (channel, call) = open(&rank);
     let this = call(1, LONG_MS);
@@ -133,7 +133,7 @@ fn next_step(rank: Rank) -> Value {
     ended
 }
 
-/// The longest that a wait may take, in milliseconds.
+/// The longest wait allowed, in milliseconds.
 const MOST_MS: f64 = SHORT_MS as f64 + 1000.0;
 
 #[test]
@@ -150,7 +150,7 @@ fn a_member_that_does_not_answer_in_a_device_wait_is_named() {
         for (rank, answer) in answers.iter().enumerate() {
             let (code, text) = error_of(answer);
             assert!(code == TIMEOUT && text.contains(words), "{transport}, rank {rank}: {code} {text}");
-            // The member itself is told when it comes.
+            // The member itself gets its error when it comes.
             let most = if rank == 1 { 3.0 } else { 1.0 } * SHORT_MS as f64 + 1000.0;
             assert!(ms_of(answer) < most, "{transport}, rank {rank}: {} ms", ms_of(answer));
         }
@@ -163,7 +163,7 @@ fn a_process_that_is_killed_or_stopped_in_a_device_wait_is_named_by_all_others()
         for &(transport, launcher) in LAUNCHERS {
             let mut ranks = Processes::start(launcher, ENTRY, name, SIZE);
             let answers = ranks.answers(Duration::from_secs(60), Some(1));
-            // The sockets of a process that dies close; MPI tells nobody.
+            // The sockets of a process that dies close; MPI reports nothing.
             let closes = kills && launcher == Launcher::Test;
             let (code, words) = match closes {
                 true => (LOST, "ranks [1] have left the group"),

@@ -1,6 +1,6 @@
 //! Faults that need more than one line in the table: a rank that dies or stops at a chosen moment of a
-//! collective, a product that fails or does not end, memory that is short, a transport that mixes bytes up, a
-//! row that is not finite.
+//! collective, a product that fails or hangs, too little memory, a transport that mixes bytes up, a row that
+//! is not finite.
 
 use super::scenarios::{
     LONG_MS, ROWS, SHORT_MS, SIZE, await_end_of, bits, config, exact, good_step, head, test_head,
@@ -51,7 +51,7 @@ pub const SCENARIOS: &[(&str, Scenario)] = &[
 const EXCHANGE: i64 = 12;
 const DEVICE: i64 = 14;
 
-/// When a signal meets rank 1, seen from its gather of rows.
+/// The moment at which the signal reaches rank 1, relative to its gather of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Moment {
     Before,
@@ -60,17 +60,17 @@ enum Moment {
     After,
 }
 
-/// Sends the signal to this process. Every thread of it stands still or is gone.
+/// Sends the signal to this process; all its threads stop or end.
 #[allow(unsafe_code, reason = "a signal")]
 pub fn send_to_itself(signal: i32) {
     // SAFETY: no memory is handed over.
     let sent = unsafe { libc::kill(libc::getpid(), signal) };
     assert_eq!(sent, 0, "a signal: {}", std::io::Error::last_os_error());
-    // The signal may reach another thread first.
+    // The signal may be delivered to another thread first.
     thread::sleep(Duration::from_secs(5));
 }
 
-/// Good steps; then rank 1 gets the signal at that moment of a step.
+/// Good steps, then the signal to rank 1 at that moment of a step.
 fn signalled(rank: Rank, moment: Moment, signal: i32) -> Value {
     let armed = Arc::new(AtomicBool::new(false));
     let (me, on) = (rank.me, Arc::clone(&armed));
@@ -100,12 +100,12 @@ fn signalled(rank: Rank, moment: Moment, signal: i32) -> Value {
     armed.store(true, Ordering::SeqCst);
     let began = Instant::now();
     let ended = outcome(began, &good_step(&mut head));
-    // Who has given up must not be gone before the others' deadline.
+    // A rank that has given up must not leave before the others' deadline.
     thread::sleep(Duration::from_millis(SHORT_MS));
     ended
 }
 
-/// The survivors name rank 1 within the deadline and a second, whatever moment the signal meets it at.
+/// The survivors name rank 1 within the deadline plus a second, whenever the signal comes.
 fn assert_survivors(name: &str, launcher: Launcher, closes: bool) {
     let mut ranks = Processes::start(launcher, ENTRY, name, SIZE);
     let answers = ranks.answers(Duration::from_secs(60), Some(1));
@@ -127,7 +127,7 @@ fn assert_survivors(name: &str, launcher: Launcher, closes: bool) {
 fn a_rank_that_is_killed_before_inside_or_after_a_collective_is_named() {
     for name in ["killed before a collective", "killed inside a collective", "killed after a collective"] {
         for &(_, launcher) in LAUNCHERS {
-            // The sockets of a process that dies close; MPI tells nobody.
+            // The sockets of a process that dies close; MPI reports nothing.
             assert_survivors(name, launcher, launcher == Launcher::Test);
         }
     }
@@ -148,7 +148,7 @@ fn a_devices_error() -> Error {
     }
 }
 
-/// A good step; then the product of rank 1 does that, once. The rebuilt head answers as before.
+/// A good step; then the product of rank 1 calls `odd`, once. The rebuilt head answers as before.
 fn odd_product(rank: Rank, timeout_ms: u64, odd: fn() -> Result<()>) -> Value {
     let armed = Arc::new(AtomicBool::new(false));
     let on = Arc::clone(&armed);
@@ -163,7 +163,7 @@ fn odd_product(rank: Rank, timeout_ms: u64, odd: fn() -> Result<()>) -> Value {
     let want = good_step(&mut head).expect("a good step");
     armed.store(rank.me == 1, Ordering::SeqCst);
     let began = Instant::now();
-    // Rank 1 may find all that it needs for its answer, and is told in the next step.
+    // Rank 1 may have all that it needs for its answer, and then gets its error in the next step.
     let ended = outcome(began, &good_step(&mut head).and_then(|_| good_step(&mut head)));
     rebuild_until_it_answers(&mut head, &want);
     ended
@@ -196,7 +196,7 @@ fn a_product_that_does_not_end_is_named_at_the_deadline() {
         1 => vec![(TIMEOUT, "ranks [1] did not come within 500ms"), (MISMATCH, "abandoned: ranks [1] say")],
         _ => vec![(TIMEOUT, "ranks [1] did not come within 500ms")],
     };
-    // The rank itself knows when its product has ended, after three deadlines.
+    // Rank 1 itself only returns when its product ends, after three deadlines.
     for (transport, answers) in all("a product that does not end", SIZE) {
         for (rank, answer) in answers.iter().enumerate() {
             let (code, text) = error_of(answer);
@@ -208,10 +208,10 @@ fn a_product_that_does_not_end_is_named_at_the_deadline() {
     }
 }
 
-/// Rows of rank 1: 16 MB, for which it has no room.
+/// Rows of rank 1: 16 MB, more than its memory limit leaves.
 const MANY_ROWS: usize = 250_000;
 
-/// Limits the memory of this process to what it has and a few MB, or takes the limit back.
+/// Limits this process's memory to its present use and a few MB, or lifts the limit.
 #[allow(unsafe_code, reason = "a limit of the process")]
 fn limit_memory(on: bool) {
     let status = std::fs::read_to_string("/proc/self/status").expect("a status");
@@ -224,7 +224,7 @@ fn limit_memory(on: bool) {
     assert_eq!(set, 0, "a limit: {}", std::io::Error::last_os_error());
 }
 
-/// Rank 1 has no memory for the rows that it brings. All have it again when the head is rebuilt.
+/// Rank 1 has no memory for its rows. The limit is lifted before the head is rebuilt.
 fn short_memory(rank: Rank) -> Value {
     let (test, config, me) = (test_head(), config(LONG_MS), rank.me);
     let mut head = head_of(&test, &config, rank.size, me, Arc::clone(&rank.exchange)).expect("a head");
@@ -246,7 +246,7 @@ fn short_memory(rank: Rank) -> Value {
     ended
 }
 
-/// Ranks of one process share its memory, so only processes have it short alone.
+/// Only for processes, since ranks of one process share its memory.
 #[test]
 fn memory_that_is_short_on_one_rank_is_named_on_every_rank() {
     for &(transport, launcher) in LAUNCHERS {
@@ -263,7 +263,7 @@ fn memory_that_is_short_on_one_rank_is_named_on_every_rank() {
     }
 }
 
-/// Rank 1's transport delivers bytes in wrong places while the head is made.
+/// Rank 1's transport delivers bytes to wrong places while the head is made.
 fn wrong_bytes(rank: Rank, wrong: Wrong) -> Value {
     let Rank { me, size, exchange, .. } = rank;
     let exchange: Arc<dyn Exchange> = match me {
@@ -281,8 +281,8 @@ fn a_transport_that_delivers_another_ranks_bytes_is_found_at_creation_over_all()
     }
 }
 
-/// One row of rank 1 has a NaN, one of rank 2 an infinity: their status says so, and all other rows answer
-/// what they answer alone.
+/// One row of rank 1 has a NaN, one of rank 2 an infinity: their status says so, and all other rows are
+/// answered as they are alone.
 fn not_finite(rank: Rank) -> Value {
     let (test, config, me) = (test_head(), config(LONG_MS), rank.me);
     let mut head = head(&rank, &config);

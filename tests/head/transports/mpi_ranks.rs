@@ -9,7 +9,7 @@ pub fn join_mpi(size: usize) -> Arc<dyn Exchange> {
     let mpi = lmhead::exchange::mpi::Mpi::start().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(mpi.size(), size);
     let everyone: Vec<usize> = (0..size).collect();
-    // Not finalised when it goes: ranks end as after a fault.
+    // Not finalised when dropped: the ranks end as after a fault.
     Arc::new(mpi.exchange(&everyone).unwrap_or_else(|error| panic!("{error}")))
 }
 

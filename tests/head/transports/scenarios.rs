@@ -1,4 +1,4 @@
-//! What the ranks do, row by row. Each returns how its calls ended.
+//! The scenarios of the table, by row. Each rank returns how its calls ended.
 
 use lmhead::backend::Backend;
 use lmhead::config::{HeadConfig, Quantization};
@@ -25,17 +25,17 @@ use std::time::{Duration, Instant};
 pub const SIZE: usize = 3;
 pub const ROWS: usize = 2;
 
-/// A deadline that no row may reach, and one that is waited for.
+/// A deadline in ms that no row may reach, and one that rows do wait for.
 pub const LONG_MS: u64 = 60_000;
 pub const SHORT_MS: u64 = 500;
 
-/// The code of a call that panicked: of no error.
+/// The code for a call that panicked; no error has it.
 pub const PANIC: i64 = -1;
 
-/// How long a rank that panicked keeps its head.
+/// How long a rank that panicked keeps its head, in ms.
 pub const LINGERS_MS: u64 = 4000;
 
-/// What "at once" may take on a busy machine with two cores.
+/// The limit for "at once" on a busy machine with two cores, in ms.
 pub const AT_ONCE_MS: f64 = 10_000.0;
 
 pub const SCENARIOS: &Scenarios = &[
@@ -78,7 +78,7 @@ pub const SCENARIOS: &Scenarios = &[
         broken(rank, LONG_MS, |head| {
             head.set_weights_version(1);
             let result = good_step(head);
-            // After the rebuilding all have the same weights again.
+            // After the rebuild all have the same weights version again.
             head.set_weights_version(0);
             result
         })
@@ -149,12 +149,12 @@ fn broken(rank: Rank, timeout_ms: u64, break_it: impl Fn(&mut LmHead) -> Result<
     let want = good_step(&mut head).expect("a good step");
     let began = Instant::now();
     let result = if rank.me == 1 { break_it(&mut head) } else { good_step(&mut head) };
-    // Some breaks show one step later on the rank that made them.
+    // Some breaches show only in the next step on the rank that made them.
     let result = result.and_then(|_| good_step(&mut head));
     let ended = outcome(began, &result);
     let refused = good_step(&mut head);
     assert!(matches!(refused, Err(Error::Poisoned { .. })), "after {ended}: {refused:?}");
-    // The group meets again, however long the deadline of a step was.
+    // The rebuild brings the group together, however long the deadline of a step was.
     let mut attempts = 1;
     while let Err(error) = head.rebuild() {
         attempts += 1;
@@ -200,8 +200,8 @@ fn good_steps(rank: Rank) -> Value {
     json!(all)
 }
 
-/// Two heads of one name, as two model parts without names of their own; rank 1 steps them in the other
-/// order. Each rank waits in another channel, and no message of one head is taken for the other's.
+/// Two heads of one name, as two model parts without names have; rank 1 steps them in the other order. Each
+/// rank waits in another channel, and no head receives the other's messages.
 fn swapped_heads(rank: Rank) -> Value {
     let mut heads = [head(&rank, &config(SHORT_MS)), head(&rank, &config(SHORT_MS))];
     for head in &mut heads {
@@ -214,12 +214,12 @@ fn swapped_heads(rank: Rank) -> Value {
     let [first, second] = &mut heads;
     let result = good_step(first).and_then(|_| good_step(second));
     let ended = outcome(began, &result);
-    // Whoever has given up must not be gone before the others' deadline.
+    // A rank that has given up must not leave before the others' deadline.
     thread::sleep(Duration::from_millis(SHORT_MS));
     ended
 }
 
-/// Shards of one shape whose fingerprints are of two checkpoints.
+/// Shards of one shape from two checkpoints with different fingerprints.
 fn a_shard_of_another_checkpoint(rank: Rank) -> Value {
     let (test, group) = (test_head(), HeadGroup::data_parallel(rank.size, rank.me).expect("a group"));
     let shard = Arc::try_unwrap(test.shard(group.shard(test.vocab, rank.me))).expect("nobody else has it");
@@ -270,7 +270,7 @@ fn heads_on_two_threads(rank: Rank) -> Value {
     outcome(began, &result)
 }
 
-/// Every operation of rank 1 begins late, but in time for a deadline of its own: a step of 13 operations has
+/// Every operation of rank 1 begins late, but within a timeout of its own: the 13 operations of a step share
 /// one deadline.
 fn a_slow_transport(rank: Rank) -> Value {
     let (exchange, slow) = WrongExchange::later(Arc::clone(&rank.exchange), Wrong::Slow(SHORT_MS * 2 / 5));
@@ -285,7 +285,7 @@ fn a_slow_transport(rank: Rank) -> Value {
     outcome(began, &head.step(exact(), &Request::sample()).and_then(|step| step.run_with(hidden, &inputs)))
 }
 
-/// Nobody has rows, so that the messages of both modes are short.
+/// No rank has rows, so that the messages of both modes are short.
 fn another_mode_without_rows(rank: Rank) -> Value {
     let mut head = head(&rank, &config(LONG_MS));
     let counts = if rank.me == 1 { RowCounts::capacity(4, 0) } else { RowCounts::exact(&[0; SIZE]) };
@@ -300,7 +300,7 @@ fn a_larger_group(rank: Rank) -> Value {
     outcome(began, &head_of(&test_head(), &config(LONG_MS), rank.size + 1, rank.me, exchange))
 }
 
-/// How a call ended that may panic: -1 is the code of a panic.
+/// Runs a call that may panic; -1 is the code of a panic.
 fn caught<T>(began: Instant, call: impl FnOnce() -> Result<T>) -> Value {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => outcome(began, &result),
@@ -321,15 +321,15 @@ fn panicking(rank: Rank, wrong: Wrong) -> Value {
         let result = catch_unwind(AssertUnwindSafe(|| good_step(&mut head)));
         assert!(head.poisoned().is_some(), "whatever ended the step");
         if result.is_err() {
-            // The head lives on: the others learn of the panic by its notice, not by its end.
+            // The head lives on: the others learn of the panic from its notice, not from its drop.
             thread::sleep(Duration::from_millis(LINGERS_MS));
         }
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
-/// Waits until all members have ended that step: a process that is killed takes with it what it has not sent
-/// yet.
+/// Waits until all members have ended that step, because a process that is killed takes unsent messages with
+/// it.
 pub fn await_end_of(step: u64, exchange: &dyn Exchange) {
     let ended = |place: &Place| place.step > step || (place.step, place.operation) == (step, Operation::Idle);
     while !exchange.places().iter().all(|place| place.as_ref().is_some_and(ended)) {
@@ -337,8 +337,8 @@ pub fn await_end_of(step: u64, exchange: &dyn Exchange) {
     }
 }
 
-/// Rank 1 is killed in a step, rank 0 is a little late in every operation. The time is that of the step that
-/// fails, which is this one or the next.
+/// Rank 1 is killed in a step; rank 0 is a little late in every operation. The time is that of the failing
+/// step, this one or the next.
 fn killed(rank: Rank, moment: Moment, operation: Operation) -> Value {
     let Rank { me, size, exchange, .. } = rank;
     let wrong = if me == 1 { Wrong::Kill(moment, operation) } else { Wrong::Slow(SHORT_MS / 5) };
@@ -385,9 +385,9 @@ fn a_panic_in_load(rank: Rank) -> Value {
     caught(began, || LmHead::new(&config(LONG_MS), group, shard, exchange, backend))
 }
 
-/// Random steps, of which a random rank breaks every third or so, each time followed by a rebuilding.
+/// Random steps, about every third broken by a random rank and followed by a rebuild.
 fn random_steps(rank: Rank) -> Value {
-    // More of them: LMHEAD_SOAK_STEPS=5000.
+    // LMHEAD_SOAK_STEPS sets the number of steps.
     let steps = std::env::var("LMHEAD_SOAK_STEPS").map_or(300, |n| n.parse().expect("a number of steps"));
     let test = TestHead::random(200, 16, DType::F32, Quantization::None, 3);
     let mut head =
@@ -440,7 +440,7 @@ fn random_steps(rank: Rank) -> Value {
     json!(all)
 }
 
-/// Rank 1 ends after a good step, and all that it had with it.
+/// Rank 1 ends after a good step, with all its objects.
 fn a_rank_that_goes(rank: Rank) -> Value {
     let mut head = head(&rank, &config(LONG_MS));
     good_step(&mut head).expect("a good step");
@@ -451,7 +451,7 @@ fn a_rank_that_goes(rank: Rank) -> Value {
     }
 }
 
-/// Rank 1 spends its time between steps: there a signal meets it, and hardly between two of its messages.
+/// Rank 1 pauses between steps, so that a signal is unlikely to come between two of its messages.
 fn pause(rank: &Rank) {
     if rank.me == 1 {
         thread::sleep(Duration::from_millis(30));
@@ -474,7 +474,7 @@ fn steps_for_ever(rank: Rank) -> Value {
     }
 }
 
-/// The same, and then the group is rebuilt with all of its ranks.
+/// As `steps_for_ever`, then the group is rebuilt with all its ranks.
 fn a_stopped_rank_comes_back(rank: Rank) -> Value {
     let mut head = head(&rank, &config(2 * SHORT_MS));
     let want = good_step(&mut head).expect("a good step");

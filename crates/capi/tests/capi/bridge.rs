@@ -1,4 +1,4 @@
-//! A transport of the tests' engine as a C function table.
+//! A transport of the tests' engine as a table of C functions.
 
 use crate::rig::{good, init};
 use lmhead::exchange::callbacks::{Report, Status, Transport};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Tables that are not released yet.
+/// Number of tables not released yet.
 pub static HELD: AtomicUsize = AtomicUsize::new(0);
 
 struct Bridge {
@@ -21,7 +21,7 @@ struct Bridge {
 /// # Safety
 /// `user` is a bridge.
 unsafe fn of<'a>(user: *mut c_void) -> &'a Bridge {
-    // SAFETY: as the caller says.
+    // SAFETY: as the caller guarantees.
     unsafe { &*user.cast::<Bridge>() }
 }
 
@@ -39,7 +39,7 @@ fn call_of(call: &lmhead_call) -> Call {
     }
 }
 
-/// Runs one of the transport's functions, and hands on what it reports.
+/// Runs one of the transport's functions and passes its report on.
 ///
 /// # Safety
 /// What the library passes.
@@ -48,17 +48,17 @@ unsafe fn reported(
     call: *mut lmhead_call,
     run: impl FnOnce(&dyn Transport, &Call, Stream, &mut Report) -> Status,
 ) -> i32 {
-    // SAFETY: as the caller says.
+    // SAFETY: as the caller guarantees.
     let (bridge, c) = unsafe { (of(user), &*call) };
     let mut report = Report::new(bridge.size);
     let stream = if c.stream.is_null() {
         Stream::NONE
     } else {
-        // SAFETY: as the caller says.
+        // SAFETY: as the caller guarantees.
         unsafe { Stream::from_raw(c.stream.addr() as u64) }
     };
     let status = run(&*bridge.transport, &call_of(c), stream, &mut report);
-    // SAFETY: the library's memory, as long as the header says.
+    // SAFETY: memory of the library, with the lengths that the header states.
     unsafe {
         for (i, peer) in report.peers_mut().iter().enumerate() {
             c.peers.add(i).write(lmhead_peer { status: peer.status.0, reserved: 0, bytes: peer.bytes });
@@ -71,7 +71,7 @@ unsafe fn reported(
 /// # Safety
 /// `n` pieces of the library's.
 unsafe fn pieces(pieces: *const lmhead_piece, n: usize) -> Vec<Piece> {
-    // SAFETY: as the caller says.
+    // SAFETY: as the caller guarantees.
     let pieces = unsafe { std::slice::from_raw_parts(pieces, n) };
     pieces.iter().map(|p| Piece { address: p.data.expose_provenance() as u64, len: p.bytes }).collect()
 }
@@ -82,7 +82,7 @@ unsafe extern "C" fn all_to_all(
     send: *const lmhead_piece,
     recv: *const lmhead_piece,
 ) -> i32 {
-    // SAFETY: what the library passes.
+    // SAFETY: the library passes valid pointers.
     unsafe {
         let n = of(user).size;
         let (send, recv) = (pieces(send, n), pieces(recv, n));
@@ -100,7 +100,7 @@ unsafe extern "C" fn all_gather(
     send: *const lmhead_piece,
     recv: *const lmhead_piece,
 ) -> i32 {
-    // SAFETY: what the library passes.
+    // SAFETY: the library passes valid pointers.
     unsafe {
         let members: Vec<usize> =
             std::slice::from_raw_parts(members, n as usize).iter().map(|member| *member as usize).collect();
@@ -113,7 +113,7 @@ unsafe extern "C" fn all_gather(
 }
 
 unsafe extern "C" fn notify_abort(user: *mut c_void, call: *const lmhead_call, notice: *const c_char) {
-    // SAFETY: what the library passes.
+    // SAFETY: the library passes valid pointers.
     unsafe {
         let notice = CStr::from_ptr(notice).to_str().expect("UTF-8");
         of(user).transport.notify_abort(&call_of(&*call), notice);
@@ -121,12 +121,12 @@ unsafe extern "C" fn notify_abort(user: *mut c_void, call: *const lmhead_call, n
 }
 
 unsafe extern "C" fn note(user: *mut c_void, call: *const lmhead_call) {
-    // SAFETY: what the library passes.
+    // SAFETY: the library passes valid pointers.
     unsafe { of(user).transport.note(&call_of(&*call)) };
 }
 
 unsafe extern "C" fn place(user: *mut c_void, member: i64, place: *mut lmhead_place) -> i32 {
-    // SAFETY: what the library passes.
+    // SAFETY: the library passes valid pointers.
     unsafe {
         let Some(seen) = of(user).transport.place(member as usize) else { return 1 };
         place.write(lmhead_place {
@@ -142,7 +142,7 @@ unsafe extern "C" fn place(user: *mut c_void, member: i64, place: *mut lmhead_pl
 }
 
 unsafe extern "C" fn reset(user: *mut c_void, call: *mut lmhead_call) -> i32 {
-    // SAFETY: what the library passes.
+    // SAFETY: the library passes valid pointers.
     unsafe {
         reported(user, call, |transport, call, _, report| {
             transport.reset(call, report).expect("a transport with all its functions")
@@ -151,7 +151,7 @@ unsafe extern "C" fn reset(user: *mut c_void, call: *mut lmhead_call) -> i32 {
 }
 
 unsafe extern "C" fn leave(user: *mut c_void, head: u32, instance: u32) {
-    // SAFETY: what the library passes.
+    // SAFETY: the library passes valid pointers.
     unsafe { of(user).transport.leave(head, instance) };
 }
 
@@ -161,7 +161,7 @@ unsafe extern "C" fn release(user: *mut c_void) {
     HELD.fetch_sub(1, Ordering::Relaxed);
 }
 
-/// The table, with what is required alone where `bare`.
+/// The table of functions; only the required ones where `bare`.
 pub fn table(n: usize, me: usize, bare: bool) -> lmhead_transport {
     let required = lmhead_transport {
         n: n as i64,
@@ -190,7 +190,7 @@ pub fn endpoint(transport: Arc<dyn Transport>, size: usize, me: usize, bare: boo
     let bridge = Box::new(Bridge { transport, size });
     HELD.fetch_add(1, Ordering::Relaxed);
     let mut endpoint = std::ptr::null_mut();
-    // SAFETY: all are there.
+    // SAFETY: all pointers are valid.
     let made = unsafe {
         lmhead_exchange_callbacks(&raw const table, Box::into_raw(bridge).cast(), &raw mut endpoint)
     };

@@ -1,5 +1,5 @@
-//! A process that forks after it has made heads: the child is told, with the sentence, and can have heads of
-//! its own; what it does with its parent's handles changes nothing for the parent.
+//! A process that forks after it has made heads: calls in the child are refused with a message, and the child
+//! can make heads of its own; what it does with its parent's handles has no effect on the parent.
 
 use crate::refused::{Rows, config, heads_of_two, run, whole, wrap};
 use crate::rig::{backend_of, fails, good, init, last_error};
@@ -13,14 +13,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 unsafe extern "C" fn release(user: *mut c_void) {
-    // SAFETY: a number that stays.
+    // SAFETY: `user` is a counter that is never freed.
     unsafe { &*user.cast::<AtomicUsize>() }.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Runs `body` in a forked process: what it returns, or how the process ended. One that hangs is ended.
+/// Runs `body` in a forked process; returns its result, or how the process ended. A child that hangs is
+/// killed.
 fn in_child(body: impl FnOnce() -> String) -> Result<String, String> {
     let mut ends = [0; 2];
-    // SAFETY: two places. The child uses what it has copied, and ends without its parent's destructors.
+    // SAFETY: room for two descriptors. The child uses its own copies, and ends without its parent's
+    // destructors.
     unsafe {
         assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
         let child = libc::fork();
@@ -40,7 +42,7 @@ fn in_child(body: impl FnOnce() -> String) -> Result<String, String> {
     }
 }
 
-/// A head of the process's own, what it was made of, and what it answers.
+/// A head of this process, what it was made of, and its answer.
 struct Own {
     backend: *mut lmhead_backend,
     weights: *mut lmhead_weights,
@@ -56,7 +58,7 @@ impl Own {
         let lent = lmhead_weights_config { release: Some(release), user, ..whole() };
         let (backend, weights, config) = (backend_of(LMHEAD_HOST, 2), wrap(&lent), config());
         let mut head = ptr::null_mut();
-        // SAFETY: all are there.
+        // SAFETY: all pointers are valid.
         good(unsafe {
             lmhead_create(&raw const config, ptr::null(), weights, ptr::null(), backend, &raw mut head)
         });
@@ -71,7 +73,7 @@ impl Own {
     }
 
     fn free(&self) {
-        // SAFETY: handles, of which freeing takes any.
+        // SAFETY: freeing accepts any handle.
         unsafe {
             lmhead_weights_free(self.weights);
             lmhead_backend_free(self.backend);
@@ -80,8 +82,8 @@ impl Own {
     }
 }
 
-/// Every call with a handle of the parent's, in the child: how many were refused with the sentence, or what
-/// came.
+/// Makes every call with a handle of the parent's in the child; returns how many were refused with the
+/// message, or what else came.
 fn refused_in_child(parent: u32, own: &Own, endpoint: *mut lmhead_exchange) -> String {
     let sentence = format!(
         "wanted a handle that process {} has made, got one of process {parent}, from which it was forked; \
@@ -100,7 +102,7 @@ fn refused_in_child(parent: u32, own: &Own, endpoint: *mut lmhead_exchange) -> S
             wrong += &format!("{name}: {status}, `{}`; wanted `{sentence}`\n", last_error());
         }
     };
-    // SAFETY: all are there, for each of these.
+    // SAFETY: all pointers are valid, for each of these calls.
     unsafe {
         told("run", run(head, &step, &mut rows));
         told("plan", lmhead_plan(head, &raw const step, &raw mut needs));
@@ -136,7 +138,7 @@ fn a_forked_process_is_told_and_its_parent_goes_on() {
 
     let said = in_child(|| {
         let refused = refused_in_child(parent, &own, endpoints[0]);
-        // SAFETY: handles, of which freeing takes any.
+        // SAFETY: freeing accepts any handle.
         unsafe {
             own.free();
             pair.iter().for_each(|head| lmhead_free(ptr::without_provenance_mut(*head)));
@@ -147,7 +149,7 @@ fn a_forked_process_is_told_and_its_parent_goes_on() {
     assert_eq!(said.as_deref(), Ok("refused"));
     assert_eq!(own.released.load(Ordering::Relaxed), 0);
 
-    // A child's own backend and head are as good as its parent's.
+    // A child's own backend and head work as its parent's do.
     let said = in_child(|| {
         let mine = Own::new();
         let answered = format!("{:?}", mine.answer());
@@ -156,7 +158,7 @@ fn a_forked_process_is_told_and_its_parent_goes_on() {
     });
     assert_eq!(said, Ok(format!("{want:?}, 1 released")));
 
-    // The parent's heads, alone and of a group, are as they were.
+    // The parent's heads, alone and in a group, work as before.
     assert_eq!(own.answer(), want);
     std::thread::scope(|scope| {
         for (me, head) in pair.iter().enumerate() {
@@ -178,7 +180,7 @@ fn a_forked_process_is_told_and_its_parent_goes_on() {
     unsafe { endpoints.iter().for_each(|endpoint| lmhead_exchange_free(*endpoint)) };
 }
 
-/// A step that waits holds its head's locks: in the child nobody will give them back.
+/// A waiting step holds its head's locks, which nobody releases in the child.
 #[test]
 fn a_fork_while_a_step_waits_is_told_without_waiting() {
     let pair = heads_of_two(&[30, 40], 20_000).into_iter().map(|head| head.addr()).collect::<Vec<_>>();
@@ -193,18 +195,18 @@ fn a_fork_while_a_step_waits_is_told_without_waiting() {
             let step = lmhead_step { counts: [1, 0].as_ptr(), ..rows.step() };
             let status = loop {
                 match run(handle(0), &step, &mut rows) {
-                    // It is asked just now whether the step has begun.
+                    // The other thread is asking at this moment whether the step has begun.
                     status if status == LMHEAD_ERROR_ARGUMENT as i32 => std::thread::yield_now(),
                     status => break status,
                 }
             };
             fails(status, LMHEAD_ERROR_STEP_MISMATCH, "enough");
         });
-        // It is in the step once another thread may not have the head.
+        // The step has begun once another thread cannot use the head.
         let mut needs = init!(lmhead_needs);
         let (rows, deadline) = (Rows::new(1), Instant::now() + Duration::from_secs(10));
         let step = lmhead_step { counts: [1, 0].as_ptr(), ..rows.step() };
-        // SAFETY: all are there.
+        // SAFETY: all pointers are valid.
         while unsafe { lmhead_plan(handle(0), &raw const step, &raw mut needs) } == 0 {
             assert!(Instant::now() < deadline, "the step has not begun");
             std::thread::yield_now();

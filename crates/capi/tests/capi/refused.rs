@@ -1,4 +1,4 @@
-//! Bad input gets a status and a sentence, and leaves everything as it was.
+//! Bad input gets a status and a message, and has no other effect.
 
 use crate::bridge;
 use crate::rig::{backend_of, fails, good, init, last_error};
@@ -46,7 +46,7 @@ pub fn whole() -> lmhead_weights_config {
 
 pub fn wrap(config: &lmhead_weights_config) -> *mut lmhead_weights {
     let mut weights = ptr::null_mut();
-    // SAFETY: all are there.
+    // SAFETY: all pointers are valid.
     good(unsafe { lmhead_weights_wrap(config, &raw mut weights) });
     weights
 }
@@ -58,7 +58,7 @@ pub fn config() -> lmhead_config {
 fn head_alone() -> *mut lmhead_head {
     let (weights, backend, config) = (wrap(&whole()), backend_of(LMHEAD_HOST, 2), config());
     let mut head = ptr::null_mut();
-    // SAFETY: all are there.
+    // SAFETY: all pointers are valid.
     unsafe {
         good(lmhead_create(&raw const config, ptr::null(), weights, ptr::null(), backend, &raw mut head));
         lmhead_weights_free(weights);
@@ -70,7 +70,7 @@ fn head_alone() -> *mut lmhead_head {
 /// The ranks that the thread's latest error names.
 fn last_ranks() -> Vec<i64> {
     let mut ranks = [0; 64];
-    // SAFETY: room for as many as it is told of.
+    // SAFETY: room for as many ranks as passed.
     let n = unsafe { lmhead_last_error_ranks(ranks.as_mut_ptr(), ranks.len()) };
     ranks[..n].to_vec()
 }
@@ -104,7 +104,7 @@ impl Rows {
         }
     }
 
-    /// Nothing of an answer was written.
+    /// Whether nothing of the answer was written.
     fn is_untouched(&self) -> bool {
         self.status.iter().all(|s| *s == 9) && self.ids.iter().all(|id| *id == 77)
     }
@@ -112,7 +112,7 @@ impl Rows {
 
 pub fn run(head: *mut lmhead_head, step: &lmhead_step, rows: &mut Rows) -> lmhead_status {
     let mut answer = rows.answer();
-    // SAFETY: all are there, but what the test has made wrong.
+    // SAFETY: all pointers are valid, except what the test makes wrong.
     unsafe { lmhead_run(head, step, &raw mut answer) }
 }
 
@@ -216,7 +216,7 @@ fn steps_that_cannot_be_are_refused_and_the_head_stays_usable() {
         rows = Rows { hidden: rows.hidden.clone(), ..Rows::new(3) };
     }
     let mut answer = lmhead_answer { ids: ptr::null_mut(), ..rows.answer() };
-    // SAFETY: all are there, but what the test has made wrong.
+    // SAFETY: all pointers are valid, except what the test makes wrong.
     unsafe {
         let status = lmhead_run(head, &raw const good_step, &raw mut answer);
         fails(status, LMHEAD_ERROR_SHAPE, "ids: wanted 24 bytes, got 0 bytes");
@@ -242,7 +242,7 @@ fn handles_that_are_none_freed_or_of_another_kind_are_told() {
     fails(run(number, &step, &mut rows), LMHEAD_ERROR_ARGUMENT, "0x1234, which is none");
     fails(run((&raw const step).cast_mut().cast(), &step, &mut rows), LMHEAD_ERROR_ARGUMENT, "which is none");
     fails(run(backend.cast(), &step, &mut rows), LMHEAD_ERROR_ARGUMENT, "got a handle of kind backend");
-    // SAFETY: handles, of which freeing takes any.
+    // SAFETY: freeing accepts any handle.
     unsafe {
         lmhead_free(backend.cast());
         lmhead_free(ptr::null_mut());
@@ -263,7 +263,7 @@ fn a_failed_call_leaves_the_engines_memory_to_it() {
     let own = lmhead_weights_config { release: Some(release), ..whole() };
     let mut weights = ptr::null_mut();
     let mut refuse = |config: lmhead_weights_config, status: u32, words: &str| {
-        // SAFETY: all are there, but what the test has made wrong.
+        // SAFETY: all pointers are valid, except what the test makes wrong.
         fails(unsafe { lmhead_weights_wrap(&raw const config, &raw mut weights) }, status, words);
         assert_eq!(RELEASED.load(Ordering::Relaxed), 0, "{words}");
     };
@@ -283,7 +283,7 @@ fn a_failed_call_leaves_the_engines_memory_to_it() {
     refuse(lmhead_weights_config { matrix, ..own }, LMHEAD_ERROR_SHAPE, "");
     let misaligned = lmhead_tensor { data: own.matrix.data.wrapping_byte_add(1), rows: 60, ..own.matrix };
     refuse(lmhead_weights_config { matrix: misaligned, ..own }, LMHEAD_ERROR_SHAPE, "a multiple of 4");
-    // A copy may have gaps between its rows.
+    // A matrix that is copied may have gaps between its rows.
     let copied = wrap(&lmhead_weights_config { matrix: strided(9), release: None, ..own });
     let weights = wrap(&own);
     // SAFETY: made above.
@@ -295,7 +295,7 @@ fn a_failed_call_leaves_the_engines_memory_to_it() {
     assert_eq!(RELEASED.load(Ordering::Relaxed), 1);
 }
 
-/// FP8 has scales and is w8a16; floats may have scales.
+/// FP8 weights have scales and are multiplied as w8a16; float weights may have scales.
 #[test]
 fn fp8_weights_and_floats_with_scales() {
     let codes = vec![0x38u8; 70 * HIDDEN];
@@ -327,7 +327,7 @@ fn fp8_weights_and_floats_with_scales() {
         ),
         (lmhead_weights_config { n_scales: 0, ..fp8 }, "shard scales: wanted 70, got 0"),
     ] {
-        // SAFETY: all are there.
+        // SAFETY: all pointers are valid.
         let status = unsafe { lmhead_weights_wrap(&raw const config, &raw mut weights) };
         let kind = if config.n_scales == 0 { LMHEAD_ERROR_SHAPE } else { LMHEAD_ERROR_ARGUMENT };
         fails(status, kind, words);
@@ -338,19 +338,19 @@ fn fp8_weights_and_floats_with_scales() {
 fn structs_of_older_and_newer_headers() {
     let head = head_alone();
     let mut rows = Rows::new(1);
-    // A newer header's step: more bytes than this library knows.
+    // A step of a newer header: more bytes than this library knows.
     let mut newer = [0u64; 32];
     let size = size_of_val(&newer);
     // SAFETY: there is room for it.
     unsafe { newer.as_mut_ptr().cast::<lmhead_step>().write(lmhead_step { size, ..rows.step() }) };
     let mut answer = rows.answer();
-    // SAFETY: all are there.
+    // SAFETY: all pointers are valid.
     unsafe {
         good(lmhead_run(head, newer.as_ptr().cast(), &raw mut answer));
         newer[31] = 1;
         let status = lmhead_run(head, newer.as_ptr().cast(), &raw mut answer);
         fails(status, LMHEAD_ERROR_ARGUMENT, "a newer program sets what this library does not know");
-        // What is answered in the caller's struct is no longer than the caller's.
+        // The library writes no more of the caller's struct than the caller's size.
         let mut needs = [u64::MAX; 16];
         needs[0] = size_of::<lmhead_needs>() as u64;
         newer[31] = 0;
@@ -388,7 +388,7 @@ fn a_rank_that_does_not_come_is_named_by_number_and_an_abort_ends_the_wait() {
         let text = CStr::from_ptr(recorded).to_str().expect("UTF-8").to_owned();
         lmhead_string_free(recorded);
         assert!(text.contains("\"outcome\":\"failed\"") && text.contains("\"rank\":20"), "{text}");
-        // One thread waits in a step, another ends it; a third may not step the head meanwhile.
+        // One thread waits in a step and another aborts it; a third cannot step the head meanwhile.
         std::thread::scope(|scope| {
             let waits = scope.spawn(move || {
                 let head: *mut lmhead_head = ptr::without_provenance_mut(heads[0]);
@@ -407,7 +407,7 @@ fn a_rank_that_does_not_come_is_named_by_number_and_an_abort_ends_the_wait() {
     assert!(!last_error().is_empty());
 }
 
-/// Heads of two ranks of those numbers, over an engine of the process's own, with that deadline of a step.
+/// Heads of two ranks with those numbers, over an engine in this process, with that timeout.
 pub fn heads_of_two(ranks: &[i64; 2], timeout_ms: u32) -> Vec<*mut lmhead_head> {
     let backend = backend_of(LMHEAD_HOST, 2) as usize;
     let members = engines(2, Functions::ALL, |_, _, _| None).into_iter().enumerate();
@@ -418,7 +418,7 @@ pub fn heads_of_two(ranks: &[i64; 2], timeout_ms: u32) -> Vec<*mut lmhead_head> 
             let mut head = ptr::null_mut();
             let config = lmhead_config { timeout_ms, create_timeout_ms: 20_000, ..config() };
             let group = lmhead_group { ranks: ranks.as_ptr(), n: 2, rank: ranks[me], tp: 1, tp_index: 0 };
-            // SAFETY: all are there.
+            // SAFETY: all pointers are valid.
             unsafe {
                 good(lmhead_shard_range(VOCAB as i64, 2, me as i64, &raw mut first, &raw mut count));
                 let own = &WEIGHTS[first as usize * HIDDEN..][..count as usize * HIDDEN];
@@ -432,7 +432,7 @@ pub fn heads_of_two(ranks: &[i64; 2], timeout_ms: u32) -> Vec<*mut lmhead_head> 
                     backend,
                     &raw mut head,
                 ));
-                // In any order: the head keeps what it needs.
+                // Handles may be freed in any order: the head keeps what it needs.
                 lmhead_exchange_free(endpoint);
                 lmhead_weights_free(weights);
             }
@@ -450,7 +450,7 @@ pub fn heads_of_two(ranks: &[i64; 2], timeout_ms: u32) -> Vec<*mut lmhead_head> 
 fn tables_without_what_is_required_and_groups_that_do_not_fit() {
     let mut endpoint = ptr::null_mut();
     let table = lmhead_transport { all_to_all: None, ..bridge::table(2, 0, true) };
-    // SAFETY: all are there, but what the test has made wrong.
+    // SAFETY: all pointers are valid, except what the test makes wrong.
     unsafe {
         let status = lmhead_exchange_callbacks(&raw const table, ptr::null_mut(), &raw mut endpoint);
         fails(status, LMHEAD_ERROR_ARGUMENT, "transport.all_to_all: wanted a function, got NULL");

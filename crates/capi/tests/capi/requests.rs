@@ -1,5 +1,5 @@
-//! Random cases of every request through C, with the ranks over an engine's callbacks: the same bits as each
-//! row alone through Rust.
+//! Random cases of every request through C, with ranks over an engine's callbacks: the same bits as each row
+//! alone through Rust.
 
 use crate::bridge;
 use crate::rig::{backend_of, good, init};
@@ -36,7 +36,7 @@ unsafe extern "C" fn release(user: *mut std::ffi::c_void) {
     drop(unsafe { Arc::from_raw(user.cast::<HeadShard>().cast_const()) });
 }
 
-/// The shard, copied or lent.
+/// The shard's weights, copied or used in place.
 fn wrap(shard: &Arc<HeadShard>, lent: bool) -> *mut lmhead_weights {
     let (data, scales): (*const std::ffi::c_void, _) = match shard.matrix() {
         Matrix::F32(values) => (values.as_ptr().cast(), &[][..]),
@@ -74,7 +74,7 @@ fn wrap(shard: &Arc<HeadShard>, lent: bool) -> *mut lmhead_weights {
         config.user = Arc::into_raw(Arc::clone(shard)).cast_mut().cast();
     }
     let mut weights = ptr::null_mut();
-    // SAFETY: all are there.
+    // SAFETY: all pointers are valid.
     good(unsafe { lmhead_weights_wrap(&raw const config, &raw mut weights) });
     weights
 }
@@ -114,7 +114,7 @@ fn create(
     };
     let weights = wrap(&step.shard, lent);
     let mut head = ptr::null_mut();
-    // SAFETY: all are there.
+    // SAFETY: all pointers are valid.
     let made = unsafe {
         lmhead_create(&raw const config, &raw const group, weights, endpoint, backend, &raw mut head)
     };
@@ -160,18 +160,18 @@ impl Sampling {
 
 /// Adjustments as C has them.
 fn adjustments(own: &Adjustments<'_>) -> lmhead_adjustments {
-    // SAFETY: pointers, of which null is legal.
+    // SAFETY: pointers, for which null is valid.
     let mut to: lmhead_adjustments = unsafe { std::mem::zeroed() };
     if let Some(mask) = own.allowed {
         to.allowed = mask.as_ptr();
     }
-    if let Some(additions) = own.additions {
-        to.logit_bias_offsets = additions.offsets.as_ptr().cast();
-        to.logit_bias_ids = additions.ids.as_ptr();
-        to.logit_bias_values = additions.values.as_ptr();
+    if let Some(logit_bias) = own.logit_bias {
+        to.logit_bias_offsets = logit_bias.offsets.as_ptr().cast();
+        to.logit_bias_ids = logit_bias.ids.as_ptr();
+        to.logit_bias_values = logit_bias.values.as_ptr();
     }
     if let Some(penalties) = own.penalties {
-        // Neutral ones may be left out.
+        // Neutral penalties may be left out.
         let unless = |values: &[f32], neutral: f32| match values.iter().all(|v| *v == neutral) {
             true => ptr::null(),
             false => values.as_ptr(),
@@ -187,7 +187,7 @@ fn adjustments(own: &Adjustments<'_>) -> lmhead_adjustments {
     to
 }
 
-/// The contract's part of a step.
+/// The part of a step that all ranks must agree on.
 fn contract(step: &RankStep<'_>, counts: &mut Vec<i64>) -> lmhead_step {
     let mut to = init!(lmhead_step);
     to.rows = step.hidden.len() as i64;
@@ -225,7 +225,7 @@ fn contract(step: &RankStep<'_>, counts: &mut Vec<i64>) -> lmhead_step {
     to
 }
 
-/// One rank's head and step through C, over its engine.
+/// Makes one rank's head over its engine and runs a step, through C.
 fn run(step: RankStep<'_>, engine: Arc<Engine>, backend: *const lmhead_backend, seed: usize) -> Answer {
     let (size, me) = (step.group.size(), step.group.me());
     let endpoint = bridge::endpoint(engine, size, me, seed.is_multiple_of(3));
@@ -235,10 +235,10 @@ fn run(step: RankStep<'_>, engine: Arc<Engine>, backend: *const lmhead_backend, 
     let mut counts = Vec::new();
     let mut c = contract(&step, &mut counts);
 
-    // The warm-up has the same rows on every rank.
+    // The warm-up has the same number of rows on every rank.
     let prepared =
         lmhead_step { mode: LMHEAD_ROWS_CAPACITY as i32, capacity: step.warm_up.max(1) as i64, ..c };
-    // SAFETY: all are there, for this and what follows.
+    // SAFETY: all pointers are valid, here and below.
     good(unsafe { lmhead_prepare(head, &raw const prepared, 1) });
 
     let hidden = step.hidden;
@@ -319,7 +319,7 @@ proptest! {
     #[test]
     fn every_request_is_the_same_bits_through_c(case in cases(&KINDS), seed in 0usize..6) {
         let (own, c) = (lmhead_testkit::backend(), backend_of(LMHEAD_HOST, 2) as usize);
-        // By the exchange that stands for it in the case, which nobody uses.
+        // Keyed by the case's own exchange, which is not used otherwise.
         let engines = Mutex::new(HashMap::new());
         let number = |exchange: &Arc<dyn Exchange>| Arc::as_ptr(exchange).cast::<()>().addr();
         let connect = |size: usize| {

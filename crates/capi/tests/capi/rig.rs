@@ -1,15 +1,15 @@
-//! Handles, and structs as the header's inline functions make them.
+//! Handles, structs as the header's inline functions make them, and checks of statuses.
 
 use lmhead_capi::sys::*;
 use std::ffi::CStr;
 
-/// A struct of the header, of zeros.
+/// A struct of the header, zeroed.
 pub fn zeroed<T: Copy>() -> T {
     // SAFETY: numbers and pointers, of which zeros are legal.
     unsafe { std::mem::zeroed() }
 }
 
-/// What `NAME_init()` of the header does.
+/// As `NAME_init()` of the header.
 macro_rules! init {
     ($name:ident) => {{
         let mut value: lmhead_capi::sys::$name = crate::rig::zeroed();
@@ -19,19 +19,19 @@ macro_rules! init {
 }
 pub(crate) use init;
 
-/// The thread's latest error.
+/// The thread's latest error message.
 pub fn last_error() -> String {
     // SAFETY: a string of the library's, copied before its next call.
     unsafe { CStr::from_ptr(lmhead_last_error()) }.to_str().expect("UTF-8").into()
 }
 
-/// Refuses any status but 0.
+/// Panics on any status but 0.
 #[track_caller]
 pub fn good(status: lmhead_status) {
     assert_eq!(status, 0, "{}", last_error());
 }
 
-/// Refuses other statuses and other words.
+/// Panics on another status or a message without these words.
 #[track_caller]
 pub fn fails(status: lmhead_status, wanted: u32, words: &str) {
     let said = last_error();
@@ -46,7 +46,7 @@ pub fn backend_of(device_type: u32, threads: i32) -> *mut lmhead_backend {
     let device_type = device_type as i32;
     let config = lmhead_backend_config { device_type, threads, ..init!(lmhead_backend_config) };
     let mut backend = std::ptr::null_mut();
-    // SAFETY: both are there.
+    // SAFETY: both pointers are valid.
     good(unsafe { lmhead_backend_open(&raw const config, &raw mut backend) });
     backend
 }

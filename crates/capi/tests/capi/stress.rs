@@ -1,9 +1,9 @@
-//! Threads that use the interface at once: heads of one backend and one set of weights are made, stepped and
-//! freed, while other threads ask for heads that may be gone.
+//! Threads that use the interface concurrently: heads of one backend and one set of weights are made, stepped
+//! and freed, while other threads query heads that may be gone.
 //!
-//! It covers the table of handles, the pool that heads share, and the recorder that other threads read. Each
-//! head is alone: two heads on one exchange are the soak's. It looks for wrong answers, crashes and hangs,
-//! and cannot prove that there is no race.
+//! It covers the table of handles, the pool that heads share, and the recorder that other threads read. Every
+//! head has a group of its own; the soak test covers several heads on one exchange. It looks for wrong
+//! answers, crashes and hangs, and cannot prove that there is no race.
 
 use crate::refused::{Rows, config, run, whole, wrap};
 use crate::rig::{backend_of, good};
@@ -21,7 +21,7 @@ fn heads_of_many_threads_neither_mix_nor_end_each_other() {
     let seed = 20261129;
     println!("seed {seed}");
     let (backend, weights) = (backend_of(LMHEAD_HOST, 2) as usize, wrap(&whole()) as usize);
-    // The head that each thread has now; 0 where it has none.
+    // The head that each thread has at present; 0 for none.
     let heads: [AtomicUsize; THREADS] = std::array::from_fn(|_| AtomicUsize::new(0));
     let (done, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
     let handle = |number: usize| ptr::without_provenance_mut::<lmhead_head>(number);
@@ -34,7 +34,7 @@ fn heads_of_many_threads_neither_mix_nor_end_each_other() {
                         let (mut head, config) = (ptr::null_mut(), config());
                         let (backend, weights) =
                             (ptr::without_provenance(backend), ptr::without_provenance(weights));
-                        // SAFETY: all are there.
+                        // SAFETY: all pointers are valid.
                         unsafe {
                             good(lmhead_create(
                                 &raw const config,
@@ -52,7 +52,7 @@ fn heads_of_many_threads_neither_mix_nor_end_each_other() {
                             let step = rows.step();
                             let status = loop {
                                 match run(head, &step, &mut rows) {
-                                    // Somebody asks for the plan of a step just now.
+                                    // Another thread asks for a step's plan at this moment.
                                     status if status == LMHEAD_ERROR_ARGUMENT as i32 => {
                                         std::thread::yield_now()
                                     }
@@ -83,7 +83,7 @@ fn heads_of_many_threads_neither_mix_nor_end_each_other() {
                     let (rows, mut needs) = (Rows::new(2), crate::rig::init!(lmhead_needs));
                     let mut json = ptr::null_mut();
                     let step = rows.step();
-                    // SAFETY: all are there; the head may be gone, which is told.
+                    // SAFETY: all pointers are valid; a head that is gone is refused.
                     unsafe {
                         let told = lmhead_flight_recorder(head, &raw mut json);
                         assert!(told == 0 || told == LMHEAD_ERROR_ARGUMENT as i32, "{told}");

@@ -1,22 +1,23 @@
-//! `lmhead bench --on-demand`: one timing for each line that comes in, so that another program can take turns
-//! with its own.
+//! `lmhead bench --on-demand`: times once for each line of standard input, so that another program can
+//! alternate these timings with its own.
 
 use super::subject::Subject;
-use super::{Device, HeadType, Plan, Ready, Stage, micros};
-use crate::report::{command, machine};
+use super::{BenchPlan, Device, HeadType, Ready, Stage, micros};
+use crate::report::command;
 use crate::values::refused;
 use crate::{Failure, print};
+use lmhead::doctor::machine_name;
 use lmhead::error::{Error, Result};
 use serde_json::{Value, json};
 
 /// Answers every line of standard input until its end.
-pub fn serve(plan: &Plan, device: &Device) -> std::result::Result<bool, Failure> {
+pub fn serve(plan: &BenchPlan, device: &Device) -> std::result::Result<bool, Failure> {
     let mut subjects: Vec<Subject<'_>> =
         plan.types.iter().map(|kind| Subject::new(plan, device, *kind)).collect::<Result<_>>()?;
     let ready = Ready {
         version: env!("CARGO_PKG_VERSION"),
         command: command(),
-        machine: machine(),
+        machine: machine_name(),
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
         backend: device.name.clone(),
         threads: device.threads,
@@ -38,7 +39,7 @@ pub fn serve(plan: &Plan, device: &Device) -> std::result::Result<bool, Failure>
     Ok(true)
 }
 
-fn answer(plan: &Plan, subjects: &mut [Subject<'_>], line: &str) -> Result<Value> {
+fn answer(plan: &BenchPlan, subjects: &mut [Subject<'_>], line: &str) -> Result<Value> {
     let wrong = || {
         let wanted = "lines such as `bf16 read`, `bf16 arithmetic` or `bf16 matmul 28`";
         refused("--on-demand", wanted, line, "write one of those")
@@ -56,7 +57,7 @@ fn answer(plan: &Plan, subjects: &mut [Subject<'_>], line: &str) -> Result<Value
         [stage, rows] => {
             let stage = Stage::parse(stage)?;
             let held = |wanted: &str, got: &str| refused("--on-demand", wanted, got, "name it there, too");
-            // Room was made for what the options name.
+            // Memory was allocated only for the stages that the options name.
             if !plan.stages.contains(&stage) {
                 return Err(held("a stage of --stages", &stage.name()));
             }

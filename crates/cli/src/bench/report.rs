@@ -1,4 +1,4 @@
-//! What `lmhead bench` tells: tables for a person, the same as JSON for a program.
+//! The report of `lmhead bench`: tables for the terminal, the same as JSON.
 
 use crate::report::{bytes, micros};
 use crate::terminal;
@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::path::Path;
 
 #[derive(Serialize)]
-pub struct Report {
+pub struct BenchReport {
     /// Version of lmhead.
     pub version: &'static str,
     pub command: String,
@@ -23,13 +23,13 @@ pub struct Report {
     pub heads: Vec<HeadReport>,
 }
 
-/// A type of weights.
+/// The timings of one type of weights.
 #[derive(Serialize)]
 pub struct HeadReport {
     /// bf16, f16, f32, w8a8 or w8a16.
     pub dtype: String,
     pub hidden_dtype: String,
-    /// Of the matrix alone.
+    /// Bytes of the weight matrix alone.
     pub weight_bytes: usize,
     pub rows: Vec<RowsReport>,
 }
@@ -37,11 +37,11 @@ pub struct HeadReport {
 #[derive(Serialize)]
 pub struct RowsReport {
     pub rows: usize,
-    /// Of a read-only stream over the same weights, taken in turns with the stages, µs.
+    /// Time of reading the same weights and nothing else, measured in turns with the stages, µs.
     pub read: Timing,
     pub read_gb_per_s: f64,
-    /// Of the instruction that multiplies this type, in registers, 1e9 operations a second; a multiplication
-    /// and an addition are two.
+    /// Rate of the instruction that multiplies this type, on registers, in 1e9 operations a second. A
+    /// multiplication and an addition are two operations.
     pub arithmetic_gop_per_s: Option<f64>,
     pub stages: Vec<StageReport>,
 }
@@ -52,12 +52,12 @@ pub struct StageReport {
     /// µs.
     #[serde(flatten)]
     pub time: Timing,
-    /// Share of the read bandwidth at which the weights come, where the stage streams them: the stream's
-    /// median over its own.
+    /// Share of the read bandwidth that the stage reaches, where it streams the weights: the median of `read`
+    /// over its own.
     pub of_read: Option<f64>,
-    /// Share of the arithmetic that the products of all rows take, where the stage has them.
+    /// Share of the arithmetic rate that the stage reaches, where it multiplies.
     pub of_arithmetic: Option<f64>,
-    /// Medians of what a step tells of its own parts, where it is one.
+    /// Medians of the parts of a step, where the stage is a whole step.
     pub parts: Option<PartsReport>,
 }
 
@@ -70,8 +70,8 @@ pub struct PartsReport {
     pub after_us: f64,
 }
 
-/// Median, 10th and 90th percentile, µs where it is written, interpolated linearly between the two nearest of
-/// the repetitions.
+/// Median, 10th and 90th percentile, interpolated linearly between the two nearest repetitions; µs in
+/// reports.
 #[derive(Serialize, Clone, Copy)]
 pub struct Timing {
     #[serde(rename = "median_us")]
@@ -97,7 +97,7 @@ impl Timing {
 }
 
 impl RowsReport {
-    /// The medians in a line.
+    /// The medians as one line of text.
     pub fn line(&self, head: &str) -> String {
         let rows = if self.rows == 1 { "row" } else { "rows" };
         let stages = self.stages.iter().map(|s| format!(", {} {}", s.stage, micros(s.time.median)));
@@ -110,7 +110,7 @@ impl RowsReport {
     }
 }
 
-impl Report {
+impl BenchReport {
     /// A table for each type of weights.
     pub fn text(&self, written: Option<&Path>) -> String {
         let mut lines = vec![format!(

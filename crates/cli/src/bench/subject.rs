@@ -1,6 +1,6 @@
-//! One head that is timed: its weights, made-up rows, and the calls whose time is taken.
+//! The head that is timed: its weights, synthetic rows, and the timed calls.
 
-use super::{Device, HeadType, Plan, Stage};
+use super::{BenchPlan, Device, HeadType, Stage};
 use crate::input::progress_bar;
 use lmhead::backend::HeadTypes;
 use lmhead::backend::{Job, LoadedShard, LogitsOut, On, Out, Status};
@@ -20,7 +20,7 @@ use lmhead::weights::{HeadShard, Matrix};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The softcap of the stage of that name: Gemma 2's.
+/// The softcap of stage `softcap`: Gemma 2's.
 const SOFTCAP: f32 = 30.0;
 
 pub struct Subject<'a> {
@@ -29,14 +29,14 @@ pub struct Subject<'a> {
     /// The whole head, on one rank.
     head: LmHead,
     shard: Arc<HeadShard>,
-    /// The same, for its matmul alone.
+    /// The shard loaded by the backend, for its matmul alone.
     loaded: Box<dyn LoadedShard>,
-    /// One id: its matmul is small beside the packing of its rows.
+    /// A head of one id: its matmul is small beside packing the rows.
     one_id: Box<dyn LoadedShard>,
-    /// One column: its sums are there at once, and what is left is the epilogue.
+    /// A head of one column: the matmul takes no time, what remains is the epilogue.
     one_column: Box<dyn LoadedShard>,
     hidden_dtype: DType,
-    /// `[most rows, hidden]`, and a column of their own for `one_column`.
+    /// `[most rows, hidden]`, and `[most rows, 1]` for `one_column`.
     hidden: Vec<u8>,
     column: Vec<u8>,
     most_rows: usize,
@@ -45,14 +45,14 @@ pub struct Subject<'a> {
     status: Vec<u32>,
 }
 
-/// How long something took, and the parts that a step tells of.
+/// A duration, and the parts of it where it is that of a step.
 #[derive(Clone, Copy)]
 pub struct Sample {
     pub time: Duration,
     pub parts: Option<Parts>,
 }
 
-/// Parts of a step.
+/// Durations of the parts of a step.
 #[derive(Clone, Copy)]
 pub struct Parts {
     pub contract: Duration,
@@ -63,7 +63,7 @@ pub struct Parts {
 }
 
 impl<'a> Subject<'a> {
-    pub fn new(plan: &Plan, device: &'a Device, kind: HeadType) -> Result<Self> {
+    pub fn new(plan: &BenchPlan, device: &'a Device, kind: HeadType) -> Result<Self> {
         let (dtype, quantization) = kind.parts();
         let config = config(plan, kind)?;
         let make = |vocab_size, hidden_size, progress: Option<lmhead::weights::Progress<'_>>| {
@@ -71,10 +71,10 @@ impl<'a> Subject<'a> {
             synthetic::shard(&spec, plan.seed, 0..vocab_size, quantization, progress)
         };
         let most_rows = plan.rows.iter().copied().max().unwrap_or(1);
-        let hidden = room(most_rows, plan.hidden_size * dtype.size())?;
+        let hidden = zeroed_bytes(most_rows, plan.hidden_size * dtype.size())?;
         let writes =
             plan.stages.iter().any(|s| matches!(s, Stage::Matmul | Stage::Epilogue | Stage::Softcap));
-        let logits = room(if writes { most_rows } else { 1 }, plan.vocab_size * 4)?;
+        let logits = zeroed_bytes(if writes { most_rows } else { 1 }, plan.vocab_size * 4)?;
         let bar = progress_bar(&format!("making the {} head", kind.name()));
         let progress = |done, total| {
             bar.set_length(total);
@@ -132,7 +132,7 @@ impl<'a> Subject<'a> {
         self.most_rows
     }
 
-    /// Operations per second of the device's arithmetic on heads of this type.
+    /// Operations per second of the device on heads of this type.
     pub fn arithmetic_rate(&self) -> Option<f64> {
         self.device.roofs.arithmetic(HeadTypes::of(&self.shard, self.hidden_dtype))
     }
@@ -144,7 +144,7 @@ impl<'a> Subject<'a> {
         began.elapsed()
     }
 
-    /// Does `stage` of the first `rows` rows once.
+    /// Runs `stage` for the first `rows` rows once.
     pub fn time(&mut self, stage: Stage, rows: usize) -> Result<Sample> {
         if let Stage::Request(request) = stage {
             return self.time_step(&request, rows);
@@ -199,8 +199,8 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// The head's configuration, or why there can be no such head.
-pub fn config(plan: &Plan, kind: HeadType) -> Result<HeadConfig> {
+/// The head's configuration, or why no such head can exist.
+pub fn config(plan: &BenchPlan, kind: HeadType) -> Result<HeadConfig> {
     let (dtype, quantization) = kind.parts();
     let mut config = HeadConfig::new(plan.vocab_size, plan.hidden_size);
     config.quantization = quantization;
@@ -221,8 +221,8 @@ fn weight_bytes(shard: &HeadShard) -> &[u8] {
     }
 }
 
-/// Zeros for `rows` rows of `row_bytes`, without an end of the program where there is no such memory.
-fn room(rows: usize, row_bytes: usize) -> Result<Vec<u8>> {
+/// Zeroed bytes for `rows` rows of `row_bytes`; an allocation that fails is an error instead of an abort.
+fn zeroed_bytes(rows: usize, row_bytes: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let Some(n) = rows.checked_mul(row_bytes).filter(|&n| bytes.try_reserve_exact(n).is_ok()) else {
         return Err(Error::Shape {

@@ -1,4 +1,4 @@
-//! What a check has compared: errors, mistakes, and the verdict in words.
+//! The result of a check: errors, mistakes, and the verdict as a sentence.
 
 use lmhead::dtype::DType;
 use lmhead::reference::{self, Truth};
@@ -13,13 +13,12 @@ pub struct CheckReport {
     pub everything: bool,
     pub rows: usize,
     pub values: u64,
-    /// Those of them that are not finite, or are those of a row without an answer, where the truth is the
-    /// same.
+    /// Values that are rightly not finite, or belong to rows that rightly have no answer.
     pub not_finite: u64,
-    /// Largest error, and the error allowed to that value.
+    /// Largest error, and the error allowed for that value.
     pub largest_error: f64,
     pub allowed_there: f64,
-    /// Largest error / allowed of all values.
+    /// Largest error / allowed error of all values.
     pub worst_ratio: f64,
     /// Largest error of raw f32 logits in units of their rms, where the data is Gaussian.
     pub error_over_rms: Option<f64>,
@@ -35,7 +34,7 @@ impl CheckReport {
     /// The verdict in a sentence.
     pub fn sentence(&self, request: &str, quantization: &str) -> String {
         let verdict = if self.passed { "check passed" } else { "CHECK FAILED" };
-        // What quantising costs is not an error of the computation, and not seen here.
+        // The error of quantisation is not an error of the computation, and not measured here.
         let truth = match quantization {
             "none" => "float64".to_string(),
             how => format!("float64 arithmetic on the {how} head"),
@@ -88,14 +87,14 @@ impl CheckReport {
         }
     }
 
-    /// A logit of any row; returns its error, infinite where it is not what the truth is.
+    /// Compares a logit; returns its error, infinite where a non-finite logit does not match the truth.
     pub(super) fn logit(&mut self, row: usize, id: usize, got: f64, truth: &Truth, dtype: DType) -> f64 {
         let (error, allowed) = if !truth.logit.is_finite() {
             self.not_finite += 1;
             let same = got == truth.logit || (got.is_nan() && truth.logit.is_nan());
             (if same { 0.0 } else { f64::INFINITY }, 0.0)
         } else if !truth.raw.is_finite() {
-            // The softcap of an infinity is the cap, but for the roundings of tanh, product and scale.
+            // The softcap of an infinity is the cap, up to the rounding of tanh, product and scale.
             let near = Truth { allowed: 8.0 * f64::from(f32::EPSILON) * truth.logit.abs(), ..*truth };
             (near.error_of(got, dtype), near.allowed_as(dtype))
         } else if truth.may_overflow() && !got.is_finite() {
@@ -108,7 +107,7 @@ impl CheckReport {
         error
     }
 
-    /// A row whose status is not good answers id -1 and NaN, whatever is asked for beside all logits.
+    /// A row whose status is not good must answer id -1 and NaN, for every request but all logits.
     pub(super) fn unanswered(&mut self, row: usize, output: &Output) {
         let nothing_told = |told: &Logprobs| {
             let (own, top) = (told.targets * row..told.targets * (row + 1), top_of(told, row));
@@ -140,7 +139,7 @@ impl CheckReport {
         }
     }
 
-    /// Logprobs and ranks of a row's targets, and the best ids.
+    /// Compares the logprobs and ranks of a row's targets, and its best ids.
     pub(super) fn logprobs(&mut self, row: usize, truths: &[Truth], targets: &[i64], told: &Logprobs) {
         let top = top_of(told, row);
         let (top_ids, top_logprobs) = (&told.top_ids[top.clone()], &told.top_logprobs[top]);
@@ -164,7 +163,7 @@ impl CheckReport {
         for (&id, &got) in top_ids.iter().zip(top_logprobs) {
             match usize::try_from(id).ok().filter(|id| *id < truths.len()) {
                 Some(id) => logprob(self, id, got),
-                // A place that is left, where `best` has not found fault with the id.
+                // An unused entry. `best` checks that its id is -1.
                 None if got == f32::NEG_INFINITY => self.values += 1,
                 None => self.mistake(format!("row {row}: logprob {got} of no id")),
             }
@@ -186,7 +185,7 @@ impl CheckReport {
         }
     }
 
-    /// The rank of a target: ties are decided by what was computed.
+    /// Compares the rank of a target. Ids within rounding error of it may count either way.
     fn rank(&mut self, row: usize, truths: &[Truth], target: usize, rank: i64) {
         let own = truths[target];
         // Ids that surely beat the target, and those that may.
@@ -209,7 +208,7 @@ impl CheckReport {
     }
 
     pub(super) fn best(&mut self, row: usize, truths: &[Truth], ids: &[i64], values: Option<&[f32]>) {
-        // Places beyond the allowed ids hold -1 and minus infinity.
+        // Entries beyond the allowed ids hold -1 and minus infinity.
         let allowed = truths.iter().filter(|t| t.logit > f64::NEG_INFINITY).count().min(ids.len());
         let rest_is_empty = ids[allowed..].iter().all(|id| *id == -1)
             && values.is_none_or(|v| v[allowed..].iter().all(|v| *v == f32::NEG_INFINITY));
@@ -237,7 +236,7 @@ impl CheckReport {
     }
 }
 
-/// Where a row's best ids are.
+/// The range of a row's best ids.
 fn top_of(told: &Logprobs, row: usize) -> std::ops::Range<usize> {
     row * told.top_n..(row + 1) * told.top_n
 }

@@ -1,4 +1,4 @@
-//! The check itself is checked: right answers pass, and every kind of wrong one fails.
+//! Tests of the check: right answers pass, and every kind of wrong one fails.
 
 use super::*;
 use lmhead::config::Quantization;
@@ -23,7 +23,7 @@ fn right_answer(request: Request) -> (Assembled, Rows, Vec<Arc<HeadShard>>, Head
     let data = crate::row_data::RowData::synthetic(SEED, ROWS, config.vocab_size, &request)
         .sampled(matches!(request, Request::Sample { .. }).then(SamplingParams::default), ROWS);
     let data = match request {
-        // The last target of each row is none.
+        // The last target of each row is NO_TARGET_ID.
         Request::Logprobs { targets, .. } if targets > 1 => {
             let id =
                 |i| if (i + 1) % targets == 0 { NO_TARGET_ID } else { (i * 137 % config.vocab_size) as i64 };
@@ -70,7 +70,7 @@ fn right_answer(request: Request) -> (Assembled, Rows, Vec<Arc<HeadShard>>, Head
     (answer, rows, shards, config)
 }
 
-/// What the definitions say of a row's targets and of its best ids.
+/// Fills in a row's targets and best ids from the definitions.
 fn tell(told: &mut Logprobs, row: usize, logits: &[f64], targets: &[i64]) {
     let lse = reference::logsumexp(logits);
     let order = reference::top_k(logits, logits.len());
@@ -148,8 +148,8 @@ fn the_right_answer_passes_and_every_kind_of_wrong_one_fails() {
     assert!(!passes(top, |a| parts(a).2[0] = f32::NAN));
 }
 
-/// The last column of row 1 of the hidden states is spoiled, and the answer has what the reference makes
-/// of it.
+/// The last column of row 1 of the hidden states is replaced by `value`, and the answer by what the reference
+/// makes of it.
 #[test]
 fn rows_that_are_not_finite_are_compared_value_by_value() {
     let with = |value: f32, request: Request, spoil: &dyn Fn(&mut Assembled)| {
@@ -208,7 +208,7 @@ fn a_token_that_cannot_be_sampled_fails() {
         })
     };
     assert!(spoil(-1), "the right one");
-    // One id is drawn from this row; every other is wrong.
+    // The row's noise draws one id; every other is wrong.
     let wrong = (0..1000).filter(|id| !spoil(*id)).count();
     assert_eq!(wrong, 999);
 }
@@ -225,7 +225,7 @@ fn what_is_told_of_no_target_fails() {
     assert!(spoil(|_| ()));
     assert!(!spoil(|told| told.logprobs[2] = -1.0));
     assert!(!spoil(|told| told.ranks[5] = 1));
-    // A target beside it.
+    // A real target in the same row.
     assert!(!spoil(|told| told.logprobs[4] -= 0.06));
     assert!(!spoil(|told| told.ranks[7] += 1));
 }

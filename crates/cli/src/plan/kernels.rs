@@ -10,7 +10,7 @@ use lmhead::error::Result;
 use lmhead::plan::{Cost, DeviceLimits, Plan, Precision, Shape, WeightLayout};
 use serde::Serialize;
 
-/// A device whose limits are known without it.
+/// A device whose limits are known without opening one.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Device {
     H100,
@@ -28,19 +28,20 @@ impl Device {
     }
 }
 
-/// Each tile's cheapest plan for one product, the one that is chosen first.
+/// The cheapest plan of each tile for one product, the chosen one first.
 #[derive(Serialize)]
 pub struct Kernels {
     pub device: &'static str,
     pub precision: String,
-    /// Of the group that brings most, and of its largest shard.
+    /// Rows of the group that brings most, and ids of its largest shard.
     pub rows: usize,
     pub ids: usize,
-    /// The plan in words of a head whose weights are packed at load, where the device has kernels for them:
-    /// all but tensors that an engine shares.
-    pub packed: Option<String>,
-    /// The plan in words for weights that lie row behind row, which the rest is about.
+    /// How the weights of a head lie that is loaded there: packed, or in rows.
+    pub layout: &'static str,
+    /// The plan in words for that layout, which the rest is about.
     pub chosen: String,
+    /// The plan in words for row-major weights, which an engine's own tensor has; none where `chosen` is it.
+    pub row_major: Option<String>,
     pub bound: &'static str,
     pub wanted_in_flight: u64,
     pub candidates: Vec<Candidate>,
@@ -51,12 +52,12 @@ pub struct Candidate {
     pub kernel: &'static str,
     pub stages: usize,
     pub blocks: u32,
-    pub blocks_of_one_processor: u64,
-    pub blocks_at_once: u64,
+    pub blocks_of_one_sm: u64,
+    pub blocks_per_sm: u64,
     pub in_flight: u64,
-    /// Of the whole device.
+    /// Bytes of weights read by the whole device.
     pub weight_bytes: u64,
-    /// Of the processor with most blocks, as the next three.
+    /// Of the SM with most blocks, as the next three.
     pub l2_bytes: u64,
     pub shared_bytes: u64,
     pub products: u64,
@@ -83,18 +84,19 @@ impl Kernels {
         let hidden_dtype = config.hidden_dtype.expect("set before planning");
         let precision = Precision::of(weights, config.quantization, hidden_dtype)?;
         let shape = Shape { rows, vocab: ids, hidden: config.hidden_size };
-        let ranked = Plan::ranked(precision, shape, &limits)?;
+        let ranked = Plan::ranked(limits.layout(), precision, shape, &limits)?;
         let (chosen, cost) = &ranked[0];
-        let packed = match precision.layout(&limits) {
+        let row_major = match limits.layout() {
             WeightLayout::Rows => None,
-            WeightLayout::Packed => Some(Plan::packed(precision, shape, &limits)?.to_string()),
+            WeightLayout::Packed => Some(Plan::new(precision, shape, &limits)?.to_string()),
         };
         Ok(Kernels {
             device: name,
             precision: precision.to_string(),
             rows,
             ids,
-            packed,
+            layout: limits.layout().as_str(),
+            row_major,
             chosen: chosen.to_string(),
             bound: cost.clocks.bound(),
             wanted_in_flight: cost.wanted_in_flight,
@@ -102,7 +104,7 @@ impl Kernels {
         })
     }
 
-    /// The table for a person.
+    /// The table in the terminal.
     pub fn table(&self) -> String {
         let titles = ["tile", "blocks", "in flight", "memory", "L2", "shared", "tensor", "tail", "all"];
         let mut table = terminal::table(titles, &[]);
@@ -126,20 +128,24 @@ impl Kernels {
             [first] => (first, String::new()),
             [] => unreachable!("a plan was chosen"),
         };
-        let Candidate { blocks_of_one_processor: most, blocks_at_once: at_once, .. } = first;
-        let packed = self.packed.iter().map(|plan| format!("weights packed at load: {plan}\n"));
+        let Candidate { blocks_of_one_sm: most, blocks_per_sm: at_once, .. } = first;
+        let (layout, work) = match self.row_major {
+            Some(_) => ("weights packed at load", format!("tiles ({most})")),
+            None => ("row-major weights", format!("blocks ({most}, {at_once} at once)")),
+        };
+        let others = self.row_major.iter().map(|plan| format!("row-major weights of an engine: {plan}\n"));
         format!(
-            "\n{}, {}: {} rows x {} ids\n{}weights row behind row: {}\n{table}\n\
-             tiles: ids x rows x stages; times: thousands of clocks\n\
-             chosen for the fewest clocks of the processor with most blocks ({most}, {at_once} at once; \
-             arithmetic, not a measurement): bound by {}{more}\n{} on their way to \
-             a processor hide the memory's latency; every plan gives the same bits",
+            "\n{}, {}: {} rows x {} ids\n{layout}: {}\n{}{table}\n\
+             tiles: block_n x block_m x stages; times: thousands of clocks\n\
+             chosen for the fewest clocks of the SM with most {work}; arithmetic, not a measurement: \
+             bound by {}{more}\n{} on their way to \
+             an SM hide the memory's latency; every plan gives the same bits",
             self.device,
             self.precision,
             self.rows,
             self.ids,
-            packed.collect::<String>(),
             self.chosen,
+            others.collect::<String>(),
             self.bound,
             bytes(self.wanted_in_flight),
         )
@@ -147,7 +153,7 @@ impl Kernels {
 }
 
 impl Candidate {
-    /// Its ids x rows, with which a kernel's name ends.
+    /// The tile, block_n x block_m, with which a kernel's name ends.
     fn tile(&self) -> &'static str {
         self.kernel.rsplit('_').next().unwrap_or(self.kernel)
     }
@@ -158,8 +164,8 @@ impl Candidate {
             kernel: plan.tile.kernel,
             stages: plan.stages,
             blocks: plan.blocks,
-            blocks_of_one_processor: cost.blocks,
-            blocks_at_once: cost.resident,
+            blocks_of_one_sm: cost.blocks,
+            blocks_per_sm: cost.blocks_per_sm,
             in_flight: cost.in_flight,
             weight_bytes: cost.weight_bytes,
             l2_bytes: cost.l2_bytes,

@@ -1,7 +1,7 @@
 //! The plot of a step's time over group sizes, as SVG: a panel for each machine and kind of exchange, a
 //! stacked bar for each size.
 
-use super::report::{Costs, Report, SizeCost};
+use super::report::{Costs, PlanReport, SizeCost};
 use crate::report::bytes;
 use lmhead::cost::StepCost;
 use plotters::prelude::*;
@@ -18,11 +18,11 @@ const STAGES: [(&str, RGBColor); 4] = [
 /// Pixels of a panel.
 const PANEL: (u32, u32) = (560, 340);
 
-/// A panel: its title; the step of each group size, and its sum; the size whose step is the fastest.
+/// A panel: its title; the step of each group size with its total in µs; the fastest group size.
 type Panel<'a> = (String, Vec<(&'a SizeCost, &'a StepCost, f64)>, usize);
 
 /// The plot of every machine's costs.
-pub fn svg(report: &Report) -> String {
+pub fn svg(report: &PlanReport) -> String {
     let panels: Vec<Panel> = report.costs.iter().flat_map(panels).collect();
     let longest = panels.iter().flat_map(|(_, bars, _)| bars).map(|(_, _, us)| *us).fold(1e-3, f64::max);
     let (unit, factor) = if longest >= 1e4 { ("ms", 1e3) } else { ("µs", 1.0) };
@@ -60,7 +60,7 @@ fn panels(costs: &Costs) -> [Panel<'_>; 2] {
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
-/// A panel, its vertical axis up to `longest`; a time in microseconds is divided by `factor`.
+/// Draws a panel. Its vertical axis ends above `longest`; times in microseconds are divided by `factor`.
 fn draw<'a>(area: &Area<'a>, (title, bars, fastest): &Panel<'_>, longest: f64, factor: f64) -> Drawn<'a> {
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 14))

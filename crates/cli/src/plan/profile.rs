@@ -14,7 +14,7 @@ use lmhead::result::Request;
 use lmhead::sampling::SamplingParams;
 use serde::{Deserialize, Serialize};
 
-/// Profiles that come with the program.
+/// Built-in profiles.
 const KNOWN: &[&str] = &[
     include_str!("../../profiles/cpu2-local.json"),
     include_str!("../../profiles/cpu2-callbacks.json"),
@@ -22,7 +22,7 @@ const KNOWN: &[&str] = &[
     include_str!("../../profiles/cpu2-mpi.json"),
 ];
 
-/// What was measured, where and when.
+/// Measured speeds, with where and when they were measured.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
@@ -36,7 +36,7 @@ pub struct Profile {
     pub date: String,
     pub command: String,
     pub load_average: Option<f64>,
-    /// Speeds of one rank while the others work too; of a 16-bit head.
+    /// Speeds of one rank while the others work too, for a 16-bit head.
     pub memory_gb_per_s: f64,
     pub tflops: f64,
     pub link_gb_per_s: f64,
@@ -44,7 +44,7 @@ pub struct Profile {
     pub steps: Vec<MeasuredStep>,
 }
 
-/// Verified steps with exact counts, each rank with as many rows, in a data-parallel group.
+/// Measured verified steps with exact counts and equal rows on each rank of a data-parallel group.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct MeasuredStep {
@@ -53,7 +53,7 @@ pub struct MeasuredStep {
     pub weights: DType,
     pub ranks: usize,
     pub rows_per_rank: usize,
-    /// As `--request` takes it, and `--logits-dtype`.
+    /// Values of `--request` and `--logits-dtype`.
     pub request: String,
     pub logits_dtype: Option<String>,
     pub median_us: f64,
@@ -61,7 +61,7 @@ pub struct MeasuredStep {
     pub p90_us: f64,
 }
 
-/// A measured step beside what the cost model makes of the profile's speeds.
+/// A measured step, and the cost model's prediction from the profile's speeds.
 #[derive(Serialize)]
 pub struct ComparedStep {
     #[serde(flatten)]
@@ -70,7 +70,7 @@ pub struct ComparedStep {
     pub measured_to_predicted: f64,
 }
 
-/// A profile's steps.
+/// The measured steps of a profile, compared.
 #[derive(Serialize)]
 pub struct Measured {
     pub transport: String,
@@ -85,10 +85,10 @@ pub struct Measured {
 }
 
 impl Profile {
-    /// The profile of that name, or of that file.
+    /// The profile of that name, or in that file.
     ///
     /// # Errors
-    /// `Config` listing the names where there is neither; `File` where the file is no profile.
+    /// `Config` listing the names where neither exists; `File` where the file is no profile.
     pub fn find(text: &str) -> Result<Self> {
         let known = KNOWN.iter().map(|json| serde_json::from_str::<Profile>(json).expect("a profile"));
         let known: Vec<Profile> = known.collect();
@@ -120,10 +120,10 @@ impl Profile {
         Ok(profile)
     }
 
-    /// The cost model of these speeds.
+    /// The cost model with these speeds.
     ///
     /// # Errors
-    /// `Config` for int8 products, which are not measured.
+    /// `Config` for w8a8, whose speed is not measured.
     pub fn model(&self, quantization: Quantization) -> Result<CostModel> {
         if quantization == Quantization::W8a8 {
             return Err(Error::Config {
@@ -152,7 +152,7 @@ impl Profile {
     /// Every measured step beside its prediction.
     ///
     /// # Errors
-    /// Where a step of the file cannot be one.
+    /// Where the file describes an impossible step.
     pub fn compare(&self) -> Result<Measured> {
         let steps = self.steps.iter().map(|step| {
             let predicted_us = self.predict(step)?;
@@ -204,7 +204,7 @@ impl Profile {
 }
 
 impl Measured {
-    /// The table for a person.
+    /// The table in the terminal.
     pub fn table(&self) -> String {
         let Measured { transport, ranks, machine, cpus, commit, date, command, .. } = self;
         let load = self.load_average.map_or(String::new(), |load| format!(", load average {load}"));

@@ -1,4 +1,4 @@
-//! The plan: tables for a person, the same and every rank as JSON for a program.
+//! The plan: tables for the terminal; the same and every rank as JSON.
 
 use super::kernels::Kernels;
 use super::profile::Measured;
@@ -16,18 +16,18 @@ use lmhead::sampling::SamplingParams;
 use serde::Serialize;
 use std::path::Path;
 
-/// Ranks and groups that a table lists.
+/// Most ranks or groups that a table lists.
 const LISTED: usize = 32;
 
 #[derive(Serialize)]
-pub struct Report {
+pub struct PlanReport {
     /// Version of lmhead.
     pub version: &'static str,
     pub command: String,
     pub head: String,
     pub vocab_size: usize,
     pub hidden_size: usize,
-    /// Of the whole head: weights, scales and bias.
+    /// Bytes of the whole head: weights, scales and bias.
     pub head_bytes: u64,
     /// Type of the weights as they are multiplied.
     pub weights: DType,
@@ -45,7 +45,7 @@ pub struct Report {
     pub legal_sizes: Vec<usize>,
     pub lmhead_tp_size: usize,
     pub rule: GroupSizeRule,
-    /// What `auto` chooses, and the model that it asks.
+    /// What `auto` chooses, and the cost model that it uses.
     pub auto: Auto,
     /// When steps begin with the headers that check the contract.
     pub verify: Verify,
@@ -56,7 +56,7 @@ pub struct Report {
     pub verified: StepPlan,
     pub unverified: StepPlan,
     pub costs: Vec<Costs>,
-    /// Where a GPU was named.
+    /// With --kernels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernels: Option<Kernels>,
 }
@@ -73,9 +73,9 @@ pub struct RankPlan {
     pub rank: usize,
     pub dp: usize,
     pub tp: usize,
-    /// Its group's place in `groups`.
+    /// Index of its group in `groups`.
     pub group: usize,
-    /// Rows that it brings, and those that it is answered.
+    /// Rows that it brings, and rows that it gets answers for.
     pub rows: usize,
     pub answered_rows: usize,
     pub shard: [usize; 2],
@@ -88,14 +88,14 @@ pub struct RankPlan {
 /// One step over all ranks.
 #[derive(Default, Serialize)]
 pub struct StepPlan {
-    /// Collective operations of a rank, the most of all ranks.
+    /// Collective operations of the rank that has most.
     pub rounds: u64,
     pub bytes_exchanged: u128,
-    /// The same for all f32 logits.
+    /// Bytes exchanged if the request were all f32 logits.
     pub full_logits_bytes: u128,
 }
 
-/// What steps take on one machine by the cost model, over every legal group size.
+/// Step times on one machine by the cost model, for every legal group size.
 #[derive(Serialize)]
 pub struct Costs {
     pub machine: String,
@@ -104,7 +104,7 @@ pub struct Costs {
     pub fastest_logits: usize,
     pub fastest_candidates: usize,
     pub sizes: Vec<SizeCost>,
-    /// Steps that were measured at these speeds, of a profile.
+    /// Measured steps, where the speeds are from a profile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
 }
@@ -114,7 +114,7 @@ pub struct SizeCost {
     pub lmhead_tp_size: usize,
     /// Of the largest shard.
     pub shard_bytes: u64,
-    /// Of a step of each kind; each takes the machine's latency.
+    /// Collectives in a step of each kind; each takes the machine's latency.
     pub collectives: Collectives,
     pub logits: StepCost,
     pub logits_us: f64,
@@ -130,8 +130,8 @@ pub struct Collectives {
 }
 
 impl Collectives {
-    /// For every legal group size, in its order: of steps in which every replica brings `rows` rows.
-    /// `requests`: the one that exchanges logits, and the one that exchanges candidates.
+    /// Collectives for every legal group size, in ascending order, of steps in which every replica brings
+    /// `rows` rows. `requests`: one that exchanges logits, and one that exchanges candidates.
     pub fn over_sizes(
         config: &HeadConfig,
         layout: &ParallelLayout,
@@ -143,8 +143,8 @@ impl Collectives {
         let verified = config.verify != Verify::WarmUp;
         let uniform = sampling.unwrap_or_default();
         let last_stage = layout.rank(Coordinates { dp: 0, tp: 0, pp: layout.pp - 1 });
-        // Where not even one row of logprobs fits a chunk, no step can run: such a size counts as if all rows
-        // were one chunk.
+        // Where not even one row of logprobs fits a chunk, no step can run. Such a size is counted as if all
+        // rows were one chunk.
         let one_chunk = HeadConfig { logprobs_chunk_bytes: u64::MAX, ..config.clone() };
         let of = |p: usize, request: &Request| -> Result<u64> {
             if p == 1 {
@@ -163,12 +163,12 @@ impl Collectives {
     }
 }
 
-/// A step of one kind at a group size, and its sum.
+/// Gives a step of one kind at a group size, and its total in µs.
 type StepOf = fn(&SizeCost) -> (&StepCost, f64);
 
 impl Costs {
-    /// `logits` and `candidates`: the machine's model for each of the two kinds of exchange. `collectives`:
-    /// of each legal size.
+    /// `logits` and `candidates`: the machine's cost model for each kind of exchange. `collectives`: those of
+    /// each legal group size.
     pub fn over_sizes(
         machine: &str,
         weight: &WeightBytes,
@@ -193,7 +193,7 @@ impl Costs {
             }
         };
         let sizes: Vec<SizeCost> = layout.group_sizes().into_iter().zip(collectives).map(size).collect();
-        // The smallest of equals.
+        // The smallest of equally fast sizes.
         let fastest = |us: fn(&SizeCost) -> f64| {
             let least = sizes.iter().min_by(|a, b| us(a).total_cmp(&us(b)));
             least.map_or(1, |size| size.lmhead_tp_size)
@@ -211,7 +211,7 @@ impl Costs {
     }
 }
 
-/// Bytes of a head's rows.
+/// What the size of a head's rows depends on.
 pub struct WeightBytes {
     pub dtype: DType,
     pub bias: bool,
@@ -226,8 +226,8 @@ impl WeightBytes {
     }
 }
 
-impl Report {
-    /// Works out everything but the costs.
+impl PlanReport {
+    /// Everything but the costs, which are passed in.
     pub fn new(
         head: &PlannedHead,
         config: &HeadConfig,
@@ -273,7 +273,7 @@ impl Report {
             groups.push(group.ranks().to_vec());
         }
         ranks.sort_by_key(|rank| rank.rank);
-        Ok(Report {
+        Ok(PlanReport {
             version: env!("CARGO_PKG_VERSION"),
             command: command(),
             head: head.name.clone(),
@@ -304,7 +304,7 @@ impl Report {
         })
     }
 
-    /// Rows of the group that brings most, and ids of its largest shard, the first member's.
+    /// Rows of the group that brings most, and the ids of its largest shard.
     pub fn largest_product(&self) -> (usize, usize) {
         let of = |group: &Vec<usize>| {
             let members: Vec<_> = group.iter().map(|rank| &self.ranks[self.place(*rank)]).collect();
@@ -317,7 +317,7 @@ impl Report {
         self.groups.iter().map(of).max().unwrap_or((0, 0))
     }
 
-    /// The tables for a person.
+    /// The tables in the terminal.
     pub fn text(&self, svg: Option<&Path>) -> String {
         let quantized =
             if self.quantization == "none" { String::new() } else { format!(", {}", self.quantization) };
@@ -363,7 +363,7 @@ impl Report {
         format!("{} {groups} of ranks: {}{more}", self.groups.len(), shown.join("  "))
     }
 
-    /// The ranks of the first group where the others do the same, else of all, as far as a table goes.
+    /// The ranks of the first group where all groups do the same, else all ranks; at most `LISTED`.
     fn rank_table(&self) -> String {
         let of = |group: usize| self.groups[group].iter().map(|rank| &self.ranks[self.place(*rank)]);
         let same = |a: &RankPlan, b: &RankPlan| (a.rows, a.verified) == (b.rows, b.verified);
@@ -410,11 +410,11 @@ impl Report {
         let mut lines = vec![format!(
             "a step ({}, exact counts): {} exchanged in {} rounds (all f32 logits: {})",
             self.request,
-            wide(step.bytes_exchanged),
+            total_bytes(step.bytes_exchanged),
             step.rounds,
-            wide(step.full_logits_bytes)
+            total_bytes(step.full_logits_bytes)
         )];
-        let headers = wide(self.verified.bytes_exchanged - self.unverified.bytes_exchanged);
+        let headers = total_bytes(self.verified.bytes_exchanged - self.unverified.bytes_exchanged);
         lines.push(match self.verify {
             Verify::Always => format!("of these {headers} and one round are the headers that check the contract"),
             Verify::WarmUp => "without the headers that check the contract (verify = warm_up)".into(),
@@ -461,7 +461,7 @@ impl StepPlan {
 }
 
 impl Costs {
-    /// How many collectives a step has, in brackets; nothing where no ranks share.
+    /// The number of collectives of a step, in brackets; empty where no ranks share.
     fn collectives_sentence(&self) -> String {
         match (self.logits.collectives, self.candidates.collectives) {
             (0, 0) => String::new(),
@@ -519,18 +519,18 @@ impl Costs {
     }
 }
 
-/// A speed in whole units, and with decimals where it is less than ten.
+/// A speed in whole units, with decimals below ten.
 fn speed(value: f64) -> String {
     let decimals = if value >= 10.0 { 0 } else { 3 };
     format!("{value:.decimals$}")
 }
 
-/// Bytes of all ranks together.
-fn wide(n: u128) -> String {
+/// Bytes of all ranks together, as [`bytes`] prints them.
+fn total_bytes(n: u128) -> String {
     bytes(u64::try_from(n).unwrap_or(u64::MAX))
 }
 
-/// Model times: a tenth of a microsecond is as fine as it gets.
+/// A modelled time: a tenth of a microsecond is as precise as the model gets.
 fn tenths(us: f64) -> String {
     if us < 1e3 { format!("{us:.1} µs") } else { micros(us) }
 }

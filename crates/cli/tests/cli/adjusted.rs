@@ -1,4 +1,4 @@
-//! Masks, additions and logprobs from `--hidden`, at any sharding.
+//! Masks, logit bias and logprobs from `--hidden`, at any sharding.
 
 use super::*;
 
@@ -16,7 +16,7 @@ pub fn allowed_tensor() -> Tensor {
     ("allowed".into(), Dtype::I32, vec![7, 5], bytes)
 }
 
-pub fn additions(rows: &[i64], ids: &[i64], values: &[f32]) -> Vec<Tensor> {
+pub fn logit_bias(rows: &[i64], ids: &[i64], values: &[f32]) -> Vec<Tensor> {
     let i64s = |name: &str, values: &[i64]| {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         (name.to_string(), Dtype::I64, vec![values.len()], bytes)
@@ -30,10 +30,10 @@ pub fn additions(rows: &[i64], ids: &[i64], values: &[f32]) -> Vec<Tensor> {
 }
 
 #[test]
-fn masks_and_additions_work_with_every_request_and_sharding() {
+fn masks_and_logit_bias_work_with_every_request_and_sharding() {
     let files = Files::new();
     let mut tensors = vec![bf16_tensor("hidden_states", &[7, 20], 2), allowed_tensor()];
-    tensors.extend(additions(
+    tensors.extend(logit_bias(
         &[6, 0, 6, 4, 0],
         &[30, 3, 31, 60, 3],
         &[50.0, 20.0, 90.0, f32::NEG_INFINITY, 20.0],
@@ -71,7 +71,7 @@ fn masks_and_additions_work_with_every_request_and_sharding() {
                 let all: Vec<i64> = all.collect();
                 assert!(all[3 * 60 + 1..4 * 60].iter().all(|id| *id == -1), "one id is allowed");
                 assert!(all[50..60].iter().all(|id| *id == -1), "50 ids are allowed");
-                assert!(!all[4 * 60..5 * 60].contains(&60), "forbidden by an addition");
+                assert!(!all[4 * 60..5 * 60].contains(&60), "forbidden by a logit bias");
                 all.into_iter().step_by(60).collect()
             }
             _ => continue,
@@ -165,14 +165,14 @@ fn raw_logprobs_leave_adjustments_aside_and_say_so() {
     let (code, said) = run(&tensors, &[]);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("raw logprobs leave aside; --processed"), "{said}");
-    // What is left aside is checked all the same.
+    // What raw logprobs ignore is validated all the same.
     tensors.pop();
     tensors.push(("allowed".into(), Dtype::I32, vec![6, 5], vec![0; 120]));
     let (code, said) = run(&tensors, &[]);
     assert!(code == Some(2) && said.contains("allowed"), "{said}");
 }
 
-/// Several targets of a row are those of runs with one target each; -100 is none.
+/// Several targets of a row answer what runs with one target each answer; -100 is no target.
 #[test]
 fn a_row_has_as_many_targets_as_the_file_says() {
     let files = Files::new();

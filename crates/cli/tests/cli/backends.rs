@@ -1,5 +1,5 @@
-//! `--backend`: the kernels on the emulated device write what the CPU backend does where bits are promised,
-//! and refuse by name.
+//! `--backend`: the kernels on the emulated device write the same bits as the CPU backend where that is
+//! promised, and name what they refuse.
 
 use super::{good, read};
 

@@ -1,6 +1,6 @@
-//! What is refused, and how.
+//! Input that is refused, and the error messages.
 
-use super::adjusted::{additions, targets};
+use super::adjusted::{logit_bias, targets};
 use super::per_row::{bools, counts, f32_values, i64_tensor};
 use super::*;
 
@@ -51,11 +51,11 @@ fn bad_input_is_refused_with_a_sentence() {
     rows_with("mask_words", vec![("allowed".into(), Dtype::I32, vec![7, 0], vec![])]);
     rows_with("mask_rows", vec![("allowed".into(), Dtype::I32, vec![6, 5], vec![0; 6 * 20])]);
     rows_with("mask_type", vec![("allowed".into(), Dtype::U32, vec![7, 5], vec![0; 7 * 20])]);
-    rows_with("add_row", additions(&[0, 7], &[1, 1], &[0.0, 0.0]));
-    rows_with("add_id", additions(&[0, 6], &[1, 150], &[0.0, 0.0]));
-    rows_with("add_nan", additions(&[5], &[1], &[f32::NAN]));
-    rows_with("add_short", additions(&[5, 6], &[1, 1], &[0.0]));
-    rows_with("add_ids_short", additions(&[5, 6], &[1], &[0.0, 0.0]));
+    rows_with("add_row", logit_bias(&[0, 7], &[1, 1], &[0.0, 0.0]));
+    rows_with("add_id", logit_bias(&[0, 6], &[1, 150], &[0.0, 0.0]));
+    rows_with("add_nan", logit_bias(&[5], &[1], &[f32::NAN]));
+    rows_with("add_short", logit_bias(&[5, 6], &[1, 1], &[0.0]));
+    rows_with("add_ids_short", logit_bias(&[5, 6], &[1], &[0.0, 0.0]));
     let ones = [1.0; 7];
     let penalty = |more: Vec<Tensor>| [vec![f32_values("repetition_penalty", &ones)], more].concat();
     let counted = |rows: &[i64], ids: &[i64], values: &[i64]| {
@@ -90,7 +90,7 @@ fn bad_input_is_refused_with_a_sentence() {
     });
     rows_with("top_p_0", vec![f32_values("top_p", &[0.0; 7])]);
     rows_with("min_p_nan", vec![f32_values("min_p", &[f32::NAN; 7])]);
-    rows_with("add_part", additions(&[5], &[1], &[0.0])[..2].to_vec());
+    rows_with("add_part", logit_bias(&[5], &[1], &[0.0])[..2].to_vec());
     let (head, hidden) = (file("head.safetensors"), file("hidden.safetensors"));
     let before = files.entries();
 

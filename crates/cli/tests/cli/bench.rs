@@ -1,5 +1,5 @@
-//! `lmhead bench`: every stage of every type is there, shares follow from times, and a program can ask line
-//! by line. How fast anything is, no test says.
+//! `lmhead bench`: every stage of every type is reported, shares follow from times, and a program can ask
+//! line by line. Nothing here depends on speed.
 
 use super::*;
 use serde_json::Value;
@@ -66,7 +66,7 @@ fn every_type_row_count_and_stage_is_reported() {
                 assert_eq!(stage["stage"], wanted);
                 let [p10, median, p90] = ["p10_us", "median_us", "p90_us"].map(|key| number(&stage[key]));
                 assert!(0.0 < p10 && p10 <= median && median <= p90, "{stage}");
-                // Only what streams all weights has a share of the roofs, only a step tells of its parts.
+                // Only stages that stream all weights have a share of the roofs; only a step has parts.
                 let streams = !["rows", "epilogue", "softcap"].contains(&wanted);
                 assert_eq!(stage["of_read"].is_f64(), streams, "{stage}");
                 assert_eq!(stage["parts"].is_object(), streams && wanted != "matmul", "{stage}");
@@ -119,13 +119,13 @@ fn a_program_asks_line_by_line() {
         writeln!(ask, "{line}").unwrap();
         next()
     };
-    // One answer before the next question: neither waits for more.
+    // Each answer arrives before the next question is written: neither side buffers.
     for line in ["bf16 matmul 4", "w8a8 rows 1", "w8a8 matmul 3", "bf16 read"] {
         assert!(number(&answer(line)["us"]) > 0.0, "{line}");
     }
     assert!(number(&answer("bf16 argmax 2")["parts"]["matmul_us"]) > 0.0);
     assert!(answer("w8a8 arithmetic").get("gop_per_s").is_some());
-    // A line that cannot be answered ends it, as bad input does elsewhere.
+    // A line that cannot be answered ends the program, as bad input does elsewhere.
     writeln!(ask, "w8a16 matmul 1").unwrap();
     let out = child.wait_with_output().unwrap();
     let said = text(&out.stderr);

@@ -1,5 +1,5 @@
-//! Heads in the formats of other packages: the report says what the head became, and any sharding has the
-//! same bits.
+//! Heads in the formats of other packages: the report says how the head was converted, and any sharding gives
+//! the same bits.
 
 use super::*;
 
@@ -52,7 +52,7 @@ fn the_report_says_what_the_head_became() {
             assert!(printed.contains("widened to f32 at load"), "{name}: {printed}");
         }
     }
-    // By --head, too.
+    // Through --head, too.
     let (model, rows) = sample("q8_0");
     let printed = good(&["run", "--head", &model, "--hidden", &rows, "--steps", "1", "--backend", "cpu"]);
     assert!(printed.contains("GGUF Q8_0"), "{printed}");

@@ -1,4 +1,4 @@
-//! Processes that a launcher has started: what their environment must say.
+//! The environment variables of launchers.
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn an_environment_that_is_half_set_is_refused_by_name() {
     }
 }
 
-/// Variables of launchers that also stand around programs that run once, and a job of one process.
+/// A job of one process, and variables of launchers that are also set around programs that run once.
 #[test]
 fn a_process_alone_runs_all_ranks() {
     for variables in [
@@ -42,7 +42,7 @@ fn a_process_alone_runs_all_ranks() {
         assert!(out.status.success(), "{variables:?}: {}", text(&out.stderr));
         assert!(text(&out.stdout).contains(r#""exchange": "local""#), "{variables:?}");
     }
-    // Where it is asked for, the processes of a job each run all ranks.
+    // With `--exchange local` each process of a job runs all ranks.
     let job = [("PMI_RANK", "0"), ("PMI_SIZE", "2")];
     assert!(with(&job, &[&RUN[..], &["--exchange", "local"]].concat()).status.success());
 }

@@ -1,5 +1,4 @@
-//! The program as a person or another program uses it: outputs, exit codes, and a sentence for every bad
-//! input.
+//! The program as its users see it: outputs, exit codes, and a sentence for every bad input.
 
 mod adjusted;
 #[cfg(feature = "emulated")]
@@ -40,7 +39,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Runs, wants success, returns what was printed.
+/// Runs the program, asserts success and returns its output.
 fn good(args: &[&str]) -> String {
     let out = lmhead(args);
     assert!(out.status.success(), "{args:?}: {}\n{}", out.status, text(&out.stderr));
@@ -89,7 +88,7 @@ fn indices(values: &[i64]) -> Tensor {
     ("logits_indices".into(), Dtype::I64, vec![values.len()], bytes)
 }
 
-/// A folder with a 150 x 20 bf16 head, a model folder around it, and 7 hidden rows.
+/// A folder with a 150 x 20 bf16 head, a model folder with the same head, and 7 hidden rows.
 struct Files {
     folder: TempDir,
 }
@@ -196,7 +195,7 @@ fn indices_pick_rows_in_their_order_over_all_ranks() {
     let run = |indices_of: Option<&[i64]>, extra: &[&str]| {
         let mut tensors = vec![hidden.clone()];
         tensors.extend(indices_of.map(indices));
-        // Tensors of other requests are of no concern to this one.
+        // Tensors for other requests are ignored.
         tensors.push(f32_tensor("targets", &[3], 9));
         write(&files.path("rows"), &tensors);
         let (rows, out) = (files.name("rows"), files.name("out"));
@@ -305,7 +304,8 @@ fn presets_run_with_any_quantisation_and_epilogue() {
     }
 }
 
-/// A logit beyond 65504 is an infinity in f16, and the row that has one is not good. In f32 and bf16 it is.
+/// A logit beyond 65504 is infinite in f16, and its row is marked as not finite; in f32 and bf16 the row is
+/// good.
 #[test]
 fn a_row_that_overflows_the_delivered_type_is_marked() {
     let files = Files::new();
@@ -411,7 +411,7 @@ fn doctor_says_what_there_is() {
     assert!(json.as_array().unwrap().iter().all(|c| c["status"].is_string()));
 }
 
-/// The output is a file like any other: its mode is the umask's, a symbolic link stays one, an old answer is
+/// The output file has the mode that the umask gives, a symbolic link to it stays one, and an older answer is
 /// replaced.
 #[cfg(unix)]
 #[test]
@@ -430,7 +430,7 @@ fn the_output_file_is_an_ordinary_one() {
     assert_eq!(mode("old"), mode("plain"), "what any new file gets");
 }
 
-/// A reader that goes away is no failure; a full disk behind standard output is one, with a sentence.
+/// A closed pipe is no failure; a full disk behind standard output is one, with a message.
 #[cfg(target_os = "linux")]
 #[test]
 fn standard_output_may_be_closed_or_full() {
@@ -476,7 +476,7 @@ fn an_instruction_set_that_is_not_there_is_refused_by_name() {
         "{}",
         text(&out.stderr)
     );
-    // Of AMX: whether it is the processor that lacks it or the system that refuses it.
+    // For AMX the message says whether the processor lacks it or the system refuses it.
     let (out, here) = (run("amx"), Amx::here());
     if here == Amx::Granted {
         assert!(out.status.success(), "{}", text(&out.stderr));

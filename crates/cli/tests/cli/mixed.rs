@@ -21,7 +21,7 @@ fn rounded(tensor: &Tensor, dtype: Dtype) -> [Tensor; 2] {
     [(name.clone(), dtype, shape.clone(), bytes), (name.clone(), Dtype::F32, shape.clone(), wide)]
 }
 
-/// Whatever the types, the logits are those of the f32 values: widening is exact.
+/// Whatever the types, the logits are those of the values as f32: widening is exact.
 #[test]
 fn every_pair_of_types_gives_the_logits_of_the_widened_values() {
     let files = Files::new();
@@ -50,7 +50,7 @@ fn every_pair_of_types_gives_the_logits_of_the_widened_values() {
             let (printed, got) = logits(&weights, &hidden, sharding);
             let name = format!("150 x 77 {}", format!("{of_weights:?}").to_lowercase());
             assert!(printed.contains(&name), "{printed}");
-            // Two bf16 may have an instruction of their own, which rounds in another way.
+            // Products of two bf16 may use an instruction of their own, which rounds differently.
             if of_weights != of_hidden || of_weights == Dtype::F32 {
                 assert!(got == wanted, "{of_weights:?} {of_hidden:?} {sharding:?}");
             }
@@ -58,8 +58,8 @@ fn every_pair_of_types_gives_the_logits_of_the_widened_values() {
     }
 }
 
-/// From a file and from a mapping, aligned or not, by copy or not: the widened weights and the first that is
-/// not finite.
+/// A head that is widened, from a file or a mapping, aligned or not, copied or not: the first weight that is
+/// not finite is named.
 #[test]
 fn a_weight_that_is_not_finite_is_named_where_a_head_is_widened() {
     let files = Files::new();

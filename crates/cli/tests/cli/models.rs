@@ -10,7 +10,7 @@ fn i64s(bytes: &[u8]) -> Vec<i64> {
     bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
 }
 
-/// A folder of this `config.json` and these tensors.
+/// A model folder with this `config.json` and these tensors.
 fn folder(files: &Files, name: &str, config: &str, tensors: &[Tensor]) -> String {
     std::fs::create_dir_all(files.path(name)).unwrap();
     std::fs::write(files.path(name).join("config.json"), config).unwrap();
@@ -70,7 +70,7 @@ fn a_key_that_is_not_understood_is_refused_until_the_settings_say_what_it_does()
 fn a_draft_head_answers_in_target_ids_if_asked() {
     let files = Files::new();
     let config = r#"{"architectures": ["LlamaForCausalLMEagle3"], "vocab_size": 9000, "draft_vocab_size": 150, "hidden_size": 20}"#;
-    // Draft id i is the target's 50 i + 3.
+    // Draft id i is target id 50 i + 3.
     let offsets = (0..150i64).flat_map(|i| (49 * i + 3).to_le_bytes()).collect();
     let d2t = ("d2t".to_string(), Dtype::I64, vec![150], offsets);
     let model = folder(&files, "draft", config, &[bf16_tensor("lm_head.weight", &[150, 20], 1), d2t]);

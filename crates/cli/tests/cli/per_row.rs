@@ -1,4 +1,4 @@
-//! What each output row brings for itself in `--hidden`: how it is sampled, penalties, and masks of any
+//! Tensors of `--hidden` with one entry for each output row: sampling parameters, penalties, and masks of any
 //! width.
 
 use super::*;
@@ -67,7 +67,7 @@ fn each_row_is_sampled_as_its_own_tensors_say() {
     for sharding in SHARDINGS {
         assert_eq!(sample(&tensors, sharding), own, "{sharding:?}");
     }
-    // Each row as in a run whose options are this row's.
+    // Each row is answered as in a run whose options are this row's parameters.
     for row in 0..7 {
         let words = [
             seeds[row].to_string(),
@@ -80,7 +80,7 @@ fn each_row_is_sampled_as_its_own_tensors_say() {
         let options: Vec<&str> = names.iter().zip(&words).flat_map(|(name, word)| [*name, word]).collect();
         assert_eq!(sample(&[], &options)[row], own[row], "row {row}: {options:?}");
     }
-    // One tensor and options for the rest, and other types of numbers.
+    // One parameter as a tensor and options for the rest; other number types.
     let wide = temperatures.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect();
     let mixed = [
         ("seed".into(), Dtype::U64, vec![7], i64_tensor("", &seeds).3),
@@ -137,7 +137,7 @@ fn positions_are_each_rows_own() {
     assert!(places.iter().any(|id| *id != places[0]), "{places:?}");
 }
 
-/// `(row, id, times in the output, in the prompt)`, in no order of the rows.
+/// `(row, id, count in the output, whether the prompt has it)`, unsorted.
 const COUNTED: [(i64, i64, i64, bool); 8] = [
     (6, 149, 2, false),
     (0, 3, 1, true),
@@ -170,7 +170,7 @@ fn penalties_change_the_counted_ids_of_their_rows() {
         f32_values("presence_penalty", &presence),
     ];
     let raw = f32s(&run(&files, &[], &[]).1["logits"].2);
-    // vLLM's and OpenAI's definition, in f32.
+    // The definition of vLLM and OpenAI, in f32.
     let penalised = |with: [bool; 3]| {
         let mut logits = raw.clone();
         for (row, id, count, in_prompt) in COUNTED {
@@ -197,12 +197,12 @@ fn penalties_change_the_counted_ids_of_their_rows() {
         }
         assert_ne!(wanted, raw);
     }
-    // Without `count_in_prompt` no id is of the prompt.
+    // Without `count_in_prompt` no id counts as part of the prompt.
     let tensors = [&kinds[..1], &counts()[..3]].concat();
     let got = f32s(&run(&files, &tensors, &[]).1["logits"].2);
     assert_eq!(got[0], raw[0], "id 0 of row 0 is only in the prompt");
     assert_ne!(got[3], raw[3]);
-    // Raw logprobs leave them aside.
+    // Raw logprobs ignore penalties.
     let tensors = [&kinds[..1], &counts()[..], &[super::adjusted::targets(&[3; 7])]].concat();
     let (said, raw) = run(&files, &tensors, &["--request", "logprobs"]);
     assert!(said.contains("raw logprobs leave aside"), "{said}");
@@ -211,8 +211,8 @@ fn penalties_change_the_counted_ids_of_their_rows() {
     assert!(differ(0) && !differ(1));
 }
 
-/// A mask as wide as a tokenizer: ids that it does not cover are not allowed, what it says of ids beyond is
-/// not used.
+/// A mask as wide as a tokenizer: ids that it does not cover are not allowed, and bits beyond the vocabulary
+/// are ignored.
 #[test]
 fn a_mask_of_another_width_is_fitted_to_the_vocabulary() {
     let files = Files::new();
@@ -220,7 +220,7 @@ fn a_mask_of_another_width_is_fitted_to_the_vocabulary() {
         let bytes = (0..7 * words).flat_map(|at| of(at % words).to_le_bytes()).collect();
         ("allowed".to_string(), Dtype::I32, vec![7, words], bytes)
     };
-    // Every third id of the first 128, and, where there are such words, everything after them.
+    // Every third id of the first 128; in a wider mask also everything after them.
     let every: fn(usize) -> u32 =
         |word| if word < 4 { 0x9249_2492u32.rotate_left(word as u32) } else { u32::MAX };
     let narrow: fn(usize) -> u32 = |word| if word < 4 { 0x9249_2492u32.rotate_left(word as u32) } else { 0 };

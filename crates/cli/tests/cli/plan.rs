@@ -1,5 +1,4 @@
-//! `lmhead plan`: what it promises is what `lmhead run` measures; its table, its choices, its plot, its
-//! refusals.
+//! `lmhead plan`: it predicts what `lmhead run` measures; its table, `auto`'s choices, its plot, its errors.
 
 use super::*;
 use serde_json::{Value, json};
@@ -9,8 +8,8 @@ fn plan(args: &[&str]) -> Value {
     serde_json::from_str(&good(&args)).expect("JSON")
 }
 
-/// Every rank's shard, bytes and rounds, over heads, layouts, requests and settings, with headers and
-/// without.
+/// Every rank's shard, bytes and rounds agree, over heads, layouts, requests and settings, with and without
+/// headers.
 #[test]
 fn a_plan_is_what_a_run_measures() {
     let files = Files::new();
@@ -39,7 +38,7 @@ fn a_plan_is_what_a_run_measures() {
         (&tiny, "plain", "--rows 7,0,12,9 --lmhead-tp-size 1"),
         (&tiny, "plain", "--rows 3,3,3,3,3 --lmhead-tp-size 5 --request argmax"),
         (&tiny, "plain", "--rows 1,2,3,4,5,6 --lmhead-tp-size 3 --request topk:8"),
-        // Shards of 64, 64 and fewer ids than k.
+        // Shards of 64 ids and fewer, less than k.
         (&tiny, "plain", "--rows 1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6,7,8 --lmhead-tp-size 18 --request topk:100"),
         (&tiny, "plain", "--rows 2,5 --tp 2 --lmhead-tp-size 4 --request topk:3"),
         (&tiny, "plain", "--rows 2,5 --tp 2 --lmhead-tp-size -1"),
@@ -68,7 +67,7 @@ fn a_plan_is_what_a_run_measures() {
         (&tiny, "plain", "--rows 7,0,12,9 --lmhead-tp-size 4 --request sample:3"),
         (&tiny, "plain", "--rows 2,5 --tp 2 --lmhead-tp-size 4 --request sample:0 --top-p 0.5"),
         (&tiny, "split", "--rows 7,4 --tp 2 --lmhead-tp-size 4 --request sample:300 --temperature 0"),
-        // So many rows that cuts take five, six and six rounds instead of four.
+        // So many rows that the cuts of top-p take five, six and six rounds instead of four.
         (&tiny, "plain", "--rows 90,0,10,0,200 --lmhead-tp-size 5 --request sample --top-p 0.5"),
         (&tiny, "split", "--rows 900,30 --tp 2 --lmhead-tp-size 4 --request sample --top-p 0.5 --top-k 990"),
         (&tiny, "plain", "--rows 30,801 --tp 2 --lmhead-tp-size 4 --request sample --top-p 0.5 --top-k 990"),
@@ -129,12 +128,12 @@ fn a_plan_is_what_a_run_measures() {
     }
 }
 
-/// 32 data-parallel ranks with 28 rows each on H100s: the figures of the cost model, worked out by hand, in
-/// whole µs.
+/// 32 data-parallel ranks with 28 rows each on H100s: the cost model's times, calculated by hand, in whole
+/// µs.
 #[test]
 fn the_table_over_group_sizes() {
     let files = Files::new();
-    // Two collectives, as in the table: without headers.
+    // Two collectives, as in the table, because there are no headers.
     std::fs::write(files.path("bare.toml"), "verify = \"warm_up\"").unwrap();
     let args = "--preset deepseek-v3 --dp 32 --machine h100-nvlink,h100-infiniband --logits-dtype bf16";
     let config = files.name("bare.toml");
@@ -154,7 +153,7 @@ fn the_table_over_group_sizes() {
         for (p, mb, stream, flop, nvlink, infiniband) in table {
             let sizes = costs["sizes"].as_array().unwrap();
             let size = sizes.iter().find(|size| size["lmhead_tp_size"] == p).unwrap();
-            // The largest shard may be a block of 64 ids above the even share.
+            // The largest shard may exceed the even share by a block of 64 ids.
             let bytes = size["shard_bytes"].as_f64().unwrap() / 1e6;
             assert!((bytes - f64::from(mb)).abs() < 0.5 + 64.0 * 7168.0 * 2.0 / 1e6, "P {p}: {bytes} MB");
             let (full, best) = (&size["logits"], &size["candidates"]);
@@ -186,15 +185,15 @@ fn the_table_over_group_sizes() {
     }
 }
 
-/// A step takes the latency of each of its rounds: of two, of three with headers, of the 13 and more of a
-/// nucleus.
+/// A step takes the latency of each of its rounds: two without headers, three with, 13 or more where top-p
+/// needs cuts.
 #[test]
 fn every_collective_costs_its_latency() {
     let files = Files::new();
     for (v, verify) in ["always", "warm_up"].iter().enumerate() {
         std::fs::write(files.path(&format!("v{v}.toml")), format!("verify = \"{verify}\"")).unwrap();
     }
-    // Rounds of a verified step with whole logits, and of one with candidates.
+    // Rounds of a verified step that exchanges whole logits, and of one that exchanges candidates.
     for (rest, logits, candidates) in [
         ("--dp 8", 3, 3),
         ("--dp 8 --request argmax", 3, 3),
@@ -233,7 +232,7 @@ fn every_collective_costs_its_latency() {
     }
 }
 
-/// The setting that a plan prints makes `run` and another plan choose the same size.
+/// With the setting that a plan prints, `run` and another plan choose the same size.
 #[test]
 fn auto_goes_by_what_is_configured() {
     let files = Files::new();
@@ -248,7 +247,7 @@ fn auto_goes_by_what_is_configured() {
         (json!(2), "tensor_parallel".into())
     );
     assert_eq!(choice("--preset tiny --dp 8 --lmhead-tp-size 4"), (json!(4), "asked".into()));
-    // A slow memory, a fast link.
+    // Slow memory, a fast link.
     let speeds = "--memory-gb-per-s 1 --tflops 100 --link-gb-per-s 10 --latency-us 1";
     let args = format!("--preset tiny --dp 8 --rows-per-rank 4 {speeds}");
     assert_eq!(choice(&args), (json!(8), "auto_fastest".into()));
@@ -260,28 +259,27 @@ fn auto_goes_by_what_is_configured() {
     assert_eq!(choice(&format!("--preset tiny --dp 8 --config {config}")), (json!(8), "auto_fastest".into()));
     let run = good(&["run", "--preset", "tiny", "--dp", "8", "--config", &config, "--json", "--steps", "1"]);
     assert_eq!(serde_json::from_str::<Value>(&run).unwrap()["lmhead_tp_size"], 8);
-    // Options win over the configuration: with a latency of a second nobody shares.
+    // Options override the configuration: with a latency of a second no ranks share.
     let slow = format!("--preset tiny --dp 8 --config {config} --latency-us 1000000");
     assert_eq!(choice(&slow), (json!(1), "auto_fastest".into()));
 }
 
-/// The kernels of a step, with the tiles that were not chosen.
+/// The kernels of a step, chosen and not chosen.
 #[test]
 fn a_plan_lists_kernels_and_what_each_would_cost() {
     let args = ["--preset", "deepseek-v3", "--dp", "8", "--tp", "2", "--lmhead-tp-size", "16"];
     let planned = plan(&[&args[..], &["--kernels", "h100"]].concat());
     let kernels = &planned["kernels"];
-    // All rows of eight replicas, by a sixteenth of the head.
+    // All rows of eight replicas, and a sixteenth of the head.
     assert_eq!((&kernels["rows"], &kernels["ids"]), (&json!(8 * 28), &json!(8128)));
     let candidates = kernels["candidates"].as_array().unwrap();
     let total = |candidate: &Value| candidate["clocks"]["total"].as_f64().unwrap();
     assert!(candidates.len() > 5 && candidates.is_sorted_by(|one, other| total(one) <= total(other)));
     let chosen = candidates[0]["kernel"].as_str().unwrap();
-    assert!(kernels["chosen"].as_str().unwrap().starts_with(chosen), "{kernels}");
-    // What the library packs itself, on the one device that has kernels for it.
-    assert!(
-        kernels["packed"].as_str().unwrap().starts_with("stage_rows on 256 blocks, then wgmma_matmul_bf16_")
-    );
+    let plan_of = |key: &str| kernels[key].as_str().unwrap().to_string();
+    assert!(plan_of("chosen").starts_with("stage_rows on 256 blocks, then wgmma_matmul_bf16_"), "{kernels}");
+    assert!(plan_of("chosen").contains(chosen) && kernels["layout"] == "packed", "{kernels}");
+    assert!(plan_of("row_major").starts_with("gather_matmul_bf16_"), "{kernels}");
     assert_eq!(plan(&args)["kernels"], Value::Null);
 
     let printed = good(&[&["plan", "--kernels", "a100", "--quantize", "w8a8"], &args[..]].concat());
@@ -299,14 +297,14 @@ fn a_plan_lists_kernels_and_what_each_would_cost() {
     assert!(refused.contains("h100, a100, l40s"), "{refused}");
 }
 
-/// What a refused plan says.
+/// The message of a refused plan.
 fn bad(args: &[&str]) -> String {
     let out = lmhead(args);
     assert!(!out.status.success(), "{args:?}: {}", text(&out.stdout));
     text(&out.stderr)
 }
 
-/// A profile with speeds that are easy to reckon with: 1 GB/s of memory, of arithmetic and of the link.
+/// A profile with speeds that are easy to calculate with: 1 GB/s of memory and of the link, 1 GFLOP/s.
 fn slow_profile() -> Value {
     let step = |ranks: u64, rows: u64, request: &str, dtype: Value, us: f64| {
         json!({
@@ -326,7 +324,7 @@ fn slow_profile() -> Value {
     })
 }
 
-/// Predictions beside measurements, worked out by hand.
+/// Predictions beside measurements, calculated by hand.
 #[test]
 fn a_profile_compares_its_measured_steps_with_the_model() {
     let files = Files::new();
@@ -350,7 +348,7 @@ fn a_profile_compares_its_measured_steps_with_the_model() {
         // One candidate of each of 3 rows is 16 bytes.
         matmul + gather + 0.048 + latency,
         matmul + gather + 3.0 * 40.0 / 1000.0 + latency,
-        // Three quarters of 3 * 1000 f16 logits; rows come from three ranks.
+        // Three quarters of 3 * 1000 f16 logits; rows arrive from three ranks.
         matmul + 3.0 * gather + 4.5 + latency,
     ];
     for (got, want) in predicted.iter().zip(wanted) {
@@ -367,13 +365,13 @@ fn a_profile_compares_its_measured_steps_with_the_model() {
     ] {
         assert!(printed.contains(words), "{words}\n{printed}");
     }
-    // Speeds as options count in the plan, and leave what was measured as it was.
+    // Speeds given as options apply to the plan, but not to the profile's own predictions.
     let faster = plan(&[&args[..], &["--latency-us", "1"]].concat());
     assert_eq!(faster["costs"][0]["logits"]["latency_us"], 1.0);
     assert_eq!(faster["costs"][0]["measured"], costs["measured"]);
 }
 
-/// Each comes with steps that were measured over several sizes, and where and when.
+/// Every built-in profile has steps measured over several sizes, and says where and when.
 #[test]
 fn profiles_that_come_with_the_program() {
     for transport in ["local", "callbacks", "processes", "mpi"] {
@@ -429,7 +427,7 @@ fn pipeline_stages_orders_and_sizes_by_hand() {
     assert_eq!(planned["groups"], json!([[8, 9, 10, 11]]));
     assert_eq!((&planned["weights"], &planned["head_bytes"]), (&json!("i8"), &json!(36_000)));
     assert_eq!(planned["hidden_dtype"], "f32");
-    // The largest that is allowed comes in a moment, and its list is whole.
+    // The largest plan allowed takes a moment, and its list is complete.
     let planned = plan(
         &"--vocab-size 1000 --hidden-size 32 --dp 65536 --lmhead-tp-size 65536"
             .split(' ')
@@ -438,7 +436,7 @@ fn pipeline_stages_orders_and_sizes_by_hand() {
     assert_eq!(planned["ranks"].as_array().unwrap().len(), 65_536);
 }
 
-/// What fits every rank may not fit all of them together.
+/// Sums over all ranks may overflow where each rank's own number fits.
 #[test]
 fn huge_sums_do_not_wrap() {
     let args =
@@ -449,7 +447,7 @@ fn huge_sums_do_not_wrap() {
     assert!(received > 3e16 && all > 65_536.0 * 3e16, "{received} {all}");
 }
 
-/// Well-formed, every machine and size in it, nothing of a name taken for markup, the file like any other.
+/// The plot is well-formed, has every machine and size, escapes names, and is written like any output file.
 #[test]
 fn the_plot() {
     let files = Files::new();
@@ -468,8 +466,8 @@ fn the_plot() {
     ] {
         assert!(svg.contains(words), "{words}");
     }
-    // 6 sizes x 2 machines x 2 kinds of exchange, in the colour of each stage, and once in the legend; as
-    // many stars as panels.
+    // 6 sizes x 2 machines x 2 kinds of exchange in the colour of each stage, and once in the legend; one
+    // star in each panel.
     for color in ["#0072B2", "#E69F00", "#009E73", "#9A8FA6"] {
         assert_eq!(svg.matches(&format!("fill=\"{color}\"")).count(), (6 + 1) * 2 * 2, "{color}");
     }

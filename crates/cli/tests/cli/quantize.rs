@@ -1,5 +1,5 @@
-//! `lmhead quantize`: the same bits as quantising at load, honest figures, and a file that is whole or not
-//! there.
+//! `lmhead quantize`: the same bits as quantising at load, correct error figures, and a file that is either
+//! complete or absent.
 
 use super::*;
 use half::f16;
@@ -31,7 +31,7 @@ fn quantize(args: &[&str]) -> Value {
     serde_json::from_str(&text(&out.stdout)).expect("JSON")
 }
 
-/// What a run answers, as the bytes of its file.
+/// A run's answer, as the bytes of its file.
 fn answer(files: &Files, args: &[&str]) -> Vec<u8> {
     let (out, hidden) = (files.name("answer"), files.name("hidden.safetensors"));
     good(
@@ -67,7 +67,7 @@ fn the_file_answers_as_the_original_quantised_at_load() {
         (Dtype::BF16, "a.weight", Some(Dtype::BF16)),
         (Dtype::F32, "table", None),
     ] {
-        // 33 columns: nothing is aligned by itself.
+        // 33 columns: no row but the first is aligned.
         write(&files.path("hidden.safetensors"), &[float_tensor("hidden_states", dtype, &[7, 33], 2)]);
         let mut tensors =
             vec![float_tensor(tensor, dtype, &[150, 33], 1), float_tensor("other.weight", dtype, &[3], 7)];
@@ -98,14 +98,14 @@ fn the_file_answers_as_the_original_quantised_at_load() {
     }
 }
 
-/// Rows of padding are left out, a tied embedding gets a name by which it is found, and what config.json says
-/// of logits is kept: the printed command gives the model's logits.
+/// Padding rows are left out, a tied embedding gets the default name, and config.json's logit settings are
+/// kept: the printed command gives the model's logits.
 #[test]
 fn a_models_head_stands_alone() {
     let files = Files::new();
     std::fs::rename(files.path("model"), files.path("padded")).unwrap();
     let mut tensor = bf16_tensor("lm_head.weight", &[150, 20], 1);
-    // Nobody looks at the padding.
+    // The padding is not read.
     tensor.3[149 * 40..].fill(0xff);
     write(&files.path("padded/model.safetensors"), &[tensor]);
     std::fs::create_dir(files.path("tied")).unwrap();
@@ -157,7 +157,7 @@ fn a_models_head_stands_alone() {
     assert_eq!(read(&files.path("small"))["lm_head.weight"].1, [70, 20]);
 }
 
-/// Metadata stay, and the bytes depend on nothing but the head.
+/// Metadata are kept, and the bytes depend only on the head.
 #[test]
 fn the_file_is_well_formed_and_always_the_same() {
     let files = Files::new();
@@ -185,13 +185,13 @@ fn the_file_is_well_formed_and_always_the_same() {
     assert_eq!((length % 8, bytes.len() - length - 8), (0, 3000 * 260 + 3000 * 4));
 }
 
-/// The figures, against the definitions, worked out here from the files.
+/// The reported figures, against their definitions calculated here from the files.
 #[test]
 fn errors_are_what_they_are_said_to_be() {
     let files = Files::new();
     let (vocab, hidden, rows) = (150, 20, 5);
     let mut tensor = f32_tensor("lm_head.weight", &[vocab, hidden], 1);
-    // A row of zeros has no error; one with an outlier the worst.
+    // A row of zeros has no error; the row with an outlier has the largest.
     tensor.3[7 * hidden * 4..8 * hidden * 4].fill(0);
     tensor.3[9 * hidden * 4..][..4].copy_from_slice(&40f32.to_le_bytes());
     write(&files.path("source"), &[tensor.clone()]);
@@ -345,7 +345,7 @@ fn bad_heads_and_places_are_refused_and_nothing_is_left() {
     }
     assert_eq!(std::fs::read_to_string(files.path("kept")).unwrap(), "an older file");
     assert_eq!(std::fs::read(files.path("head.safetensors")).unwrap(), whole, "the input is as it was");
-    // A model's own files are inputs, too.
+    // A model's own files count as inputs, too.
     let model = files.name("model");
     for name in ["model.safetensors", "config.json"] {
         let result = lmhead(&["quantize", "--model", &model, "--out", &format!("{model}/{name}")]);
@@ -354,7 +354,7 @@ fn bad_heads_and_places_are_refused_and_nothing_is_left() {
     }
 }
 
-/// A full disk, a killed and an interrupted program leave what stood under the name before.
+/// A full disk, a kill or an interrupt leave the old file under the name unchanged.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_file_is_whole_or_not_there() {
@@ -369,7 +369,7 @@ fn a_file_is_whole_or_not_there() {
     };
     let unchanged = || assert_eq!(std::fs::read_to_string(files.path("int8")).unwrap(), "an older file");
 
-    // bash's limit of 100 KiB a file, with and without a signal that would end the program.
+    // bash's limit of 100 KiB for a file, with the signal XFSZ ignored and not.
     for trap in ["trap '' XFSZ; ", ""] {
         let script =
             format!("{trap}ulimit -f 100; exec '{program}' quantize --head '{source}' --out '{out}'");
@@ -384,7 +384,7 @@ fn a_file_is_whole_or_not_there() {
         assert_eq!(temporaries().len(), 0);
     }
 
-    // Interrupted while it compares, for a second or so, with the file written but not yet in its place.
+    // Interrupted during the comparison, which takes a second or so: the file is written but not yet renamed.
     for (signal, number) in [("-INT", 2), ("-TERM", 15)] {
         let mut child = Command::new(program)
             .args(["quantize", "--head", &source, "--out", &out, "--rows", "1024", "--threads", "1"])

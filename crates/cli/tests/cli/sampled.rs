@@ -1,5 +1,5 @@
-//! `--request sample` and `sample:N`: the same tokens at any sharding, and those of the largest logits where
-//! the options leave nothing else.
+//! `--request sample` and `sample:N`: the same tokens at any sharding, and the largest logits where the
+//! options leave no other id.
 
 use super::*;
 
@@ -93,7 +93,7 @@ fn options_that_leave_one_id_give_the_largest_logit_and_seeds_matter_otherwise()
     assert_ne!(with_seed("1"), with_seed("2"));
 }
 
-/// Runs a request with tensors beside the hidden states, checked; standard error and the answer.
+/// Runs a request with tensors beside the hidden states, with --check; returns standard error and the answer.
 fn answered(files: &Files, more: &[Tensor], args: &[&str]) -> (String, Tensors) {
     write(&files.path("rows"), &[&[bf16_tensor("hidden_states", &[7, 20], 2)], more].concat());
     let (head, rows, out) = (files.name("head.safetensors"), files.name("rows"), files.name("out"));
@@ -104,7 +104,8 @@ fn answered(files: &Files, more: &[Tensor], args: &[&str]) -> (String, Tensors) 
     (text(&run.stderr), read(&files.path("out")))
 }
 
-/// A sampled token is told of what `logprobs` tells of a target, at any sharding.
+/// A sampled token has the logprob, rank and best ids that `logprobs` gives for it as a target, at any
+/// sharding.
 #[test]
 fn a_token_comes_with_its_logprob_its_rank_and_the_best_ids() {
     let files = Files::new();
@@ -132,7 +133,7 @@ fn a_token_comes_with_its_logprob_its_rank_and_the_best_ids() {
         let row_status = if masked { [0, 0, 2, 0, 0, 0, 0] } else { [0; 7] };
         assert_eq!(told["row_status"].2, row_status);
 
-        // The same ids as targets. A row without a token has none.
+        // The same ids as targets; rows without a token have none.
         let ids = told["sampled"].2.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
         let ids: Vec<i64> = ids.map(|id| if id == -1 { -100 } else { id }).collect();
         let inputs = [inputs, vec![super::adjusted::targets(&ids)]].concat();
@@ -160,6 +161,6 @@ fn a_token_comes_with_its_logprob_its_rank_and_the_best_ids() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let request = json["request"].as_str().unwrap();
     assert!(request.starts_with("sample with logprobs:3: temperature 1, top_k 0"), "{request}");
-    // Of each of 28 rows the token, its logprob and its rank, and three ids and their logprobs.
+    // For each of 28 rows: the token, its logprob and its rank, and three ids with their logprobs.
     assert_eq!(json["check"]["values"], 28 * 9);
 }

@@ -1,5 +1,5 @@
-//! What a terminal gets that a pipe does not: lines of what `lmhead bench` has timed, and tables and
-//! sentences that fit its width.
+//! Output that only a terminal gets: progress lines of `lmhead bench`, and tables and sentences that fit its
+//! width.
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "a pseudo terminal")]
 
@@ -23,7 +23,7 @@ const BENCH: [&str; 11] = [
     "2",
 ];
 
-/// A terminal of 24 lines: the end that shows what is written, and the program's.
+/// A pseudo-terminal of 24 lines: the end that shows what is written, and the program's end.
 fn terminal(columns: u16) -> (File, OwnedFd) {
     let (mut shows, mut writes) = (-1, -1);
     let size = libc::winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
@@ -48,17 +48,17 @@ fn each_case_has_a_line_on_a_terminal_as_soon_as_it_is_timed() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lmhead"));
     command.args(BENCH).env("TERM", "xterm").env_remove("LMHEAD_CPU_ISA");
     let mut child = command.stdout(Stdio::null()).stderr(writes).spawn().unwrap();
-    // The command has the other end open, too.
+    // The command has the program's end open, too.
     drop(command);
     let mut shown = Vec::new();
-    // The end of a terminal is an error on Linux.
+    // On Linux the end of a terminal is a read error.
     let _ = shows.read_to_end(&mut shown);
     assert!(child.wait().unwrap().success(), "{}", text(&shown));
     let shown = text(&shown);
     let mut rest = shown.as_str();
     for case in ["bf16, 1 row", "bf16, 5 rows", "w8a8, 1 row", "w8a8, 5 rows"] {
         let at = rest.find(&format!("{case}: read ")).unwrap_or_else(|| panic!("no {case} in\n{shown:?}"));
-        // Filled up with spaces to the width of the terminal.
+        // Padded with spaces to the width of the terminal.
         let line = rest[at..].split("  ").next().unwrap();
         assert!(line.contains("s, matmul ") && line.contains("s, argmax "), "{line:?}");
         rest = &rest[at + line.len()..];
@@ -73,7 +73,7 @@ fn standard_error_that_is_no_terminal_stays_empty() {
     assert!(text(&out.stdout).contains("medians of 2 repetitions"));
 }
 
-/// What the program writes to a standard output that is a terminal of so many columns.
+/// Output of the program on a terminal of so many columns.
 fn shown(columns: u16, args: &[&str]) -> String {
     let (mut shows, writes) = terminal(columns);
     let mut command = Command::new(env!("CARGO_BIN_EXE_lmhead"));
@@ -90,22 +90,23 @@ const RUN: [&str; 9] =
     ["run", "--preset", "tiny", "--rows", "3,0,2", "--lmhead-tp-size", "3", "--check", "--seed=1"];
 const PLAN: [&str; 9] =
     ["plan", "--preset", "deepseek-v3", "--dp", "8", "--machine", "h100-nvlink", "--kernels", "h100"];
+const PROFILE: [&str; 7] = ["plan", "--preset", "tiny", "--dp", "4", "--profile", "cpu2-processes"];
 
 #[test]
 fn everything_fits_eighty_columns() {
+    let files = Files::new();
+    let (head, out) = (files.name("head.safetensors"), files.name("int8.safetensors"));
+    let quantize = ["quantize", "--head", &head, "--out", &out];
     let subcommands = ["run", "plan", "quantize", "bench", "doctor"];
     let help = subcommands.map(|subcommand| vec![subcommand, "--help"]);
-    for args in [RUN.to_vec(), PLAN.to_vec(), BENCH.to_vec(), vec!["doctor"]].iter().chain(&help) {
+    let reports =
+        [&RUN[..], &PLAN, &PROFILE, &BENCH, &quantize, &["doctor"]].map(|arguments| arguments.to_vec());
+    for args in reports.iter().chain(&help) {
         let shown = shown(80, args);
         assert!(shown.lines().count() > 5, "{args:?}:\n{shown}");
         for line in shown.lines() {
-            // Without what makes text bold or underlined: from an escape to an m.
-            let styled = line.split('\u{1b}').enumerate();
-            let plain =
-                styled.map(
-                    |(i, part)| if i == 0 { part } else { part.split_once('m').map_or("", |(_, text)| text) },
-                );
-            let columns = plain.collect::<String>().trim_end().chars().count();
+            // Nothing is bold or underlined, so that a line's bytes are its columns to other programs, too.
+            let columns = line.trim_end().chars().count();
             assert!(columns <= 80, "{args:?}: {columns} columns: {line}");
         }
     }
@@ -120,4 +121,16 @@ fn a_pipe_gets_whole_lines() {
         let line = out.lines().find(|line| line.starts_with(sentence)).unwrap_or_else(|| panic!("{out}"));
         assert!(line.len() > 80, "{line}");
     }
+    // A check a line, without a table's padding.
+    let checks: serde_json::Value = serde_json::from_str(&good(&["doctor", "--json"])).unwrap();
+    let (checks, printed) = (checks.as_array().unwrap(), good(&["doctor"]));
+    assert_eq!(printed.lines().count(), checks.len(), "{printed}");
+    for (line, check) in printed.lines().zip(checks) {
+        let word = |key: &str| check[key].as_str().unwrap();
+        let begin = format!("{} {}: ", word("status"), word("name"));
+        let end = Some(word("suggestion")).filter(|s| !s.is_empty()).map(|s| format!("; {s}"));
+        assert!(line.starts_with(&begin) && line.ends_with(&end.unwrap_or_default()), "{line}");
+        assert!(!line.contains("  "), "{line}");
+    }
+    assert!(printed.lines().any(|line| line.len() > 80), "{printed}");
 }

@@ -1,5 +1,5 @@
-//! `--threads` is the number of threads that load and that compute, by the system's own list of a running
-//! program.
+//! `--threads` sets the number of threads that load and of those that compute: checked against the system's
+//! list of a running program's threads.
 #![cfg(target_os = "linux")]
 
 use super::*;
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-/// How many threads of each name the program has; numbers at the end of a name are left out.
+/// The number of threads of each name that the program has; trailing digits of names are ignored.
 fn threads(child: &Child) -> BTreeMap<String, usize> {
     let mut names = BTreeMap::new();
     for thread in std::fs::read_dir(format!("/proc/{}/task", child.id())).into_iter().flatten().flatten() {
@@ -18,7 +18,7 @@ fn threads(child: &Child) -> BTreeMap<String, usize> {
     names
 }
 
-/// Runs the program until it has these threads and no others, and ends it then.
+/// Runs the program until it has exactly these threads, then ends it.
 fn comes_to_have(wanted: &[(&str, usize)], args: &[&str]) {
     let wanted: BTreeMap<String, usize> = wanted.iter().map(|(name, n)| (name.to_string(), *n)).collect();
     let mut command = Command::new(env!("CARGO_BIN_EXE_lmhead"));
@@ -49,13 +49,13 @@ fn as_many_threads_load_and_compute_as_are_asked_for() {
     for n in [1, 3] {
         let number = n.to_string();
         for head in [&of_file[..], &of_preset] {
-            // A rank begins when its weights are loaded, and has more steps than anybody waits for.
+            // The rank's thread starts once weights are loaded, and has more steps than the test waits for.
             let args = [head, &["--steps", "10000000", "--threads", &number]].concat();
             let wanted =
                 [("lmhead", 1), ("signals", 1), ("lmhead-load-", n), ("lmhead-cpu-", n), ("rank", 1)];
             comes_to_have(&wanted, &args);
         }
-        // It waits for the first line of its standard input.
+        // The program waits for the first line of standard input.
         let args = ["bench", "--preset", "tiny", "--on-demand", "--threads", &number];
         comes_to_have(&[("lmhead", 1), ("signals", 1), ("lmhead-load-", n), ("lmhead-cpu-", n)], &args);
     }

@@ -1,5 +1,4 @@
-//! What `lmhead run` tells of its steps' times, and which steps are timed. How fast anything is, no test
-//! says.
+//! The step times that `lmhead run` reports, and which steps are timed. Nothing here depends on speed.
 
 use super::*;
 use serde_json::Value;
@@ -15,7 +14,8 @@ fn percentiles(report: &Value) -> [f64; 4] {
 
 #[test]
 fn percentiles_are_of_the_slowest_rank_of_each_step() {
-    // Of one rank and an odd number of steps p50 is the median; one step is all percentiles.
+    // With one rank and an odd number of steps p50 is the median; with one step all percentiles are that
+    // step.
     let [p50, p90, p99, max] = percentiles(&run(&["--steps", "1"]));
     assert!(0.0 < p50 && p50 == p90 && p90 == p99 && p99 == max);
     let report = run(&["--steps", "7"]);
@@ -24,7 +24,7 @@ fn percentiles_are_of_the_slowest_rank_of_each_step() {
     for same in [&report["step"]["step_us"], &report["ranks"][0]["step_us"]] {
         assert_eq!(same.as_f64(), Some(p50));
     }
-    // The slowest of several ranks in each step takes at least as long as each of them. Groups of one rank
+    // The slowest of several ranks takes in each step at least as long as any one of them. Groups of one rank
     // are counted together: half of all their steps.
     for sharing in ["1", "3"] {
         let report = run(&["--dp", "3", "--lmhead-tp-size", sharing, "--steps", "21"]);
@@ -48,7 +48,7 @@ fn percentiles_are_of_the_slowest_rank_of_each_step() {
     }
 }
 
-/// Every second step is verified, which takes a round more: so the last step tells how many came before it.
+/// Every second step is verified, which takes a round more, so the last step shows how many came before it.
 #[test]
 fn as_many_steps_run_before_the_timed_ones_as_are_asked_for() {
     let files = Files::new();
@@ -60,7 +60,7 @@ fn as_many_steps_run_before_the_timed_ones_as_are_asked_for() {
         (report["warm_up"].as_u64().unwrap(), report["step"]["rounds"].as_u64().unwrap())
     };
     assert_eq!(rounds(&["--steps", "1", "--warm-up", "0"]), (0, 3));
-    // By default as many as are timed, and three at most.
+    // The default is as many as are timed, at most three.
     assert_eq!(rounds(&["--steps", "1"]), (1, 2));
     assert_eq!(rounds(&["--steps", "2"]), (2, 2));
     assert_eq!(rounds(&["--steps", "8"]), (3, 3));

@@ -1,5 +1,5 @@
-//! `lmhead run --backend cuda` on the fake driver: the whole way through the driver's functions, and how it
-//! ends where they fail.
+//! `lmhead run --backend cuda` on the fake driver: the whole path through the driver's functions, and the
+//! errors where they fail.
 
 #![cfg(target_os = "linux")]
 
@@ -12,7 +12,7 @@ fn fake_driver() -> &'static Path {
     lmhead_gpu::fake_driver::folder(Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
-/// `lmhead run` of a small job: `args`, the folder of the driver, what the driver says.
+/// `lmhead run` of a small job with `args`, the driver's folder, and the driver's variables.
 fn run(args: &[&str], driver: &Path, says: &[(&str, &str)]) -> Output {
     let preset = if args.contains(&"--head") { &[][..] } else { &["--preset", "tiny"] };
     Command::new(env!("CARGO_BIN_EXE_lmhead"))
@@ -136,7 +136,7 @@ fn failures_of_the_device_are_named_and_leave_no_file() {
         }
         assert!(!problem.contains("panicked") && output.stdout.is_empty(), "{says:?}: {problem}");
         assert!(!Path::new(&out).exists(), "{says:?}: a file was written");
-        // A device that was lost has lost its memory too; in all other cases it is given back.
+        // The memory of a lost device is lost with it; in all other cases it is freed.
         if says[0].0 != "FAKE_RUN" {
             let left = std::fs::read_to_string(&ends).expect("an end");
             assert!(left.starts_with("0 allocations, 0 streams"), "{says:?}: {left}");
@@ -194,8 +194,8 @@ fn an_f32_head_is_the_cpus_and_refused_elsewhere() {
     }
 }
 
-/// Libraries that call themselves a driver and are a part of one: the bindings would panic at the first
-/// missing function. An old one is told by its version, whatever it lacks.
+/// Libraries that report themselves as a driver but lack functions: the bindings would panic at the first
+/// missing one. An old driver is refused by its version, whatever it lacks.
 #[test]
 fn a_driver_that_lacks_a_function_is_refused_by_the_functions_name() {
     let version =
@@ -255,12 +255,12 @@ fn doctor_tells_of_driver_and_devices() {
         (&[][..], "cuda driver", "ok", "for CUDA 13.0"),
         (&[("FAKE_VERSION", "12040")], "cuda driver", "note", "got one for CUDA 12.4"),
         (&[("FAKE_INIT", "100")], "cuda driver", "note", "CUDA_ERROR_NO_DEVICE: the driver's own words"),
-        (&[("FAKE_CAPABILITY", "90")], "cuda device 0", "ok", "carriers/wgmma_sm90a (sm_90a)"),
+        (&[("FAKE_CAPABILITY", "90")], "cuda device 0", "ok", "microkernels/wgmma_sm90a (sm_90a)"),
         (
             &[("FAKE_CAPABILITY", "120")],
             "cuda device 0",
             "note",
-            "w8a16_matmul_sm80 (sm_120); cannot run carriers/gather_bf16_sm90a (made for sm_90a)",
+            "w8a16_matmul_sm80 (sm_120); cannot run microkernels/gather_bf16_sm90a (made for sm_90a)",
         ),
         (&[("FAKE_CAPABILITY", "103")], "cuda device 0", "note", "w8a16_matmul_sm80 (sm_100); cannot run "),
         (

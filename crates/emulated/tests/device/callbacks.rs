@@ -1,4 +1,4 @@
-//! Device memory over an engine's callbacks.
+//! An engine's callbacks that exchange device memory.
 
 use crate::device;
 use crate::whole::KINDS;
@@ -110,7 +110,7 @@ fn who_does_not_come_is_named_at_the_deadline() {
     assert!(began.elapsed() >= SHORT && began.elapsed() < SHORT + Duration::from_secs(1));
 }
 
-/// The notice comes while the device is waited for, and not while the peers are.
+/// The notice arrives during the wait for the device, not during a wait for peers.
 #[test]
 fn a_notice_ends_the_wait_for_the_device() {
     let device = device();
@@ -123,7 +123,7 @@ fn a_notice_ends_the_wait_for_the_device() {
     });
     let why = Fault::Abandoned { member: 1, reason: "no memory".into() };
     side(&endpoints[1]).abort(&why);
-    // Another mark than those of the device: it is never reached.
+    // An event that is not of the device: it never completes.
     let mark = side(&endpoints[0]).mark(&this, Stream::NONE).expect("a mark");
     assert_eq!(side(&endpoints[0]).wait(None, mark, &this, &*endpoints[0]), Err(why));
 }

@@ -1,4 +1,4 @@
-//! FP8 heads on the device: logits within the bound of the reference, and NaN for the codes of NaN.
+//! FP8 heads on the device: logits within the reference's bound, and NaN for NaN codes.
 
 use lmhead::backend::{Backend, Job, LogitsOut, On, Out, Status};
 use lmhead::epilogue::Epilogue;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 const VOCAB: usize = 150;
 
-/// Ids with a code of NaN, where there are some: the first of a tile, and in the last, half full word of a
+/// Ids with a NaN code and the code: the first id of a tile, and an id in the last, half-filled word of a
 /// row.
 const NAN: [(usize, u8); 2] = [(64, 0x7f), (149, 0xff)];
 

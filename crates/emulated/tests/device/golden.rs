@@ -10,7 +10,7 @@ use lmhead::result::Request;
 use lmhead_testkit::golden::{goldens, statuses};
 use std::sync::Arc;
 
-/// The files that the CPU backend is held to, with the error that tensor cores are allowed.
+/// The golden files that the CPU backend is tested with, at the error allowed for tensor cores.
 #[test]
 fn the_emulated_backend_is_within_the_stated_error() {
     let device: Arc<dyn Backend> = Arc::new(device().backend());

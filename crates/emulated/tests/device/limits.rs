@@ -1,7 +1,7 @@
 //! Sizes beyond 16 and 32 bits.
 
 use crate::device;
-use lmhead::backend::device::{Call, KernelDevice, Matmul, Spec};
+use lmhead::backend::device::{KernelDevice, Matmul, MatmulCall, Spec};
 use lmhead::backend::params::{LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_BAD_INDEX};
 use lmhead::plan::{DeviceLimits, Plan, Precision, Shape, WeightLayout};
 use lmhead::{DType, Error};
@@ -25,7 +25,7 @@ fn more_tiles_than_16_bits_count() {
     every_id(Precision::W8a8(DType::Bf16), 65_536 * 128 + 1, 1);
 }
 
-/// One row's logits, all of them: what is not written is not the product.
+/// One row's logits for all ids: an id that is not written has a wrong logit.
 fn every_id(precision: Precision, vocab: usize, hidden: usize) {
     let mut product = Product::new(precision, 1, vocab, hidden);
     (product.values, product.finish.out) = (Values::Integers, DType::Bf16);
@@ -54,9 +54,9 @@ fn every_id(precision: Precision, vocab: usize, hidden: usize) {
     same_logits(&ran.expect("a launch"), &want, vocab, DType::Bf16).expect("the same logits");
 }
 
-/// Runs a call whose pitch of one operand is `pitch` bytes, in memory that has one row: the address of the
-/// fault, from the operand's first byte on.
-fn fault_offset(change: fn(&mut Call, u64) -> u64, pitch: u64) -> u64 {
+/// Runs a call in which one operand's pitch is `pitch` bytes, with memory for one row only; returns the
+/// offset of the fault from the operand's first byte.
+fn fault_offset(change: fn(&mut MatmulCall, u64) -> u64, pitch: u64) -> u64 {
     let device = device();
     let product = Product::new(Precision::Bf16, 3, 130, 64);
     let operands = Operands::new(&product);
@@ -80,11 +80,11 @@ fn fault_offset(change: fn(&mut Call, u64) -> u64, pitch: u64) -> u64 {
     u64::from_str_radix(&digits, 16).expect("an address").wrapping_sub(start)
 }
 
-/// Nobody has 2^32 bytes for a test, so the rows beyond the first are where no memory is: the address that is
-/// refused must be the 64-bit one.
+/// Tests cannot allocate 2^32 bytes, so the rows after the first have no memory: the address of the fault
+/// must be the correct 64-bit one.
 #[test]
 fn offsets_have_64_bits() {
-    type Change = fn(&mut Call, u64) -> u64;
+    type Change = fn(&mut MatmulCall, u64) -> u64;
     let changes: [(&str, Change, u64); 3] = [
         (
             "weights",
@@ -123,7 +123,7 @@ fn offsets_have_64_bits() {
 #[test]
 fn a_negative_index_is_no_row_however_many_there_are() {
     let device = device();
-    // Rows that are read where they lie, that are packed before, and that are quantised before.
+    // Rows that are read in place, that are packed first, and that are quantised first.
     for (precision, row_offset) in
         [(Precision::F16, 0), (Precision::F16, 3), (Precision::W8a8(DType::F16), 0)]
     {
@@ -150,7 +150,7 @@ fn a_negative_index_is_no_row_however_many_there_are() {
         call.hidden.source_rows = u32::MAX;
         let spec = Spec { precision, layout: WeightLayout::Rows, vocab: 66, hidden: 32, max_rows: 4 };
         let matmul = Matmul::prepare(&device, spec).expect("kernels");
-        // SAFETY: no index names a row behind the fourth.
+        // SAFETY: no valid index names a row beyond the fourth.
         unsafe { matmul.run(&device, (), &call) }.expect("a launch");
         let said: Vec<u32> = bytemuck::pod_collect_to_vec(&status.read(&device, "status").expect("good"));
         let (good, bad) = (LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_ALLOWED | LMHEAD_STATUS_BAD_INDEX);
@@ -162,11 +162,11 @@ fn a_negative_index_is_no_row_however_many_there_are() {
     }
 }
 
-/// Of as many rows as can be counted at most small tiles are too many blocks; calls of few rows take them
+/// For the largest number of rows small tiles make too many blocks; calls with few rows can use those tiles
 /// nevertheless.
 #[test]
 fn a_product_for_the_most_rows_runs_few_with_every_tile() {
-    // Sixteen tiles of ids: 2^31 blocks of 8 rows, one more than can be launched.
+    // Sixteen tiles of ids: 2^31 blocks of 8 rows, one more than a launch can have.
     let (vocab, hidden, most) = (2000, 16, 1 << 30);
     let device = device();
     for precision in PRECISIONS {
@@ -179,7 +179,7 @@ fn a_product_for_the_most_rows_runs_few_with_every_tile() {
         let operands = Operands::new(&product);
         let loaded = Loaded::new(&device, &product, &operands).expect("memory");
         let matmul = Matmul::prepare(&device, spec).expect("kernels");
-        // Of each tile the fewest stages and the most.
+        // The plans of each tile with the fewest and the most stages.
         let of_tiles = all.chunk_by(|one, other| one.tile == other.tile);
         for plan in of_tiles.flat_map(|plans| [&plans[0], &plans[plans.len() - 1]]) {
             let want = loaded.launch(&Launch::raw(plan, &operands)).expect("a launch").logits;
@@ -197,7 +197,7 @@ fn a_product_for_the_most_rows_runs_few_with_every_tile() {
             unsafe { matmul.run_plan(&device, (), &call, plan) }.expect("a tile that was loaded");
             assert_eq!(logits.read(&device, "logits").expect("good"), want, "{}", plan.tile.kernel);
         }
-        // One row more, and one id more than its blocks can be counted with, are refused before anything is
+        // One row more, or more ids than the number of blocks can count, is refused before anything is
         // loaded.
         for (vocab, max_rows) in [(vocab, most + 1), (1 << 30, most)] {
             let error = Matmul::prepare(&device, Spec { vocab, max_rows, ..spec }).expect_err("too many");

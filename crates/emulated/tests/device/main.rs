@@ -1,5 +1,5 @@
-//! The products of `kernels/` on the emulated device, against float64, the CPU backend and each other. What
-//! is generic over the device is in `lmhead_testkit::product`; a GPU runs the same table.
+//! The matmuls of `kernels/` on the emulated device, against float64, the CPU backend and each other. What is
+//! generic over devices is in `lmhead_testkit::product`; a GPU runs the same table.
 #![allow(unsafe_code, reason = "launches")]
 
 mod callbacks;
@@ -19,7 +19,7 @@ mod whole;
 
 use lmhead_emulated::EmulatedDevice;
 
-/// A device of its own for each test: launches of one wait for each other.
+/// Each test has a device of its own, because launches on one device wait for each other.
 fn device() -> EmulatedDevice {
     EmulatedDevice::new(1)
 }

@@ -1,5 +1,5 @@
-//! Adjustments whose ids break the rule that they ascend, or are none: the device cannot be trusted to be
-//! asked right. Entries may be passed over then; nothing else may happen.
+//! Adjustments in device memory whose ids do not ascend, or are out of range, which the host cannot check.
+//! Such entries may be ignored; nothing else may happen.
 
 use crate::device;
 use lmhead::DType;
@@ -14,7 +14,8 @@ const ROWS: usize = 3;
 const VOCAB: usize = 300;
 const HIDDEN: usize = 20;
 
-/// Ids of a row in any order: of tiles and their ends, repeated, beyond the vocabulary and beyond 31 bits.
+/// Ids of a row in any order: at tiles' ends and elsewhere, repeated, beyond the vocabulary and beyond 31
+/// bits.
 fn ids() -> impl Strategy<Value = Vec<u32>> {
     let id = prop_oneof![
         4 => 0u32..VOCAB as u32,
@@ -38,7 +39,7 @@ proptest! {
 
     #[test]
     fn nothing_but_the_logits_of_named_ids_changes(
-        additions in prop::collection::vec(ids(), ROWS),
+        logit_bias in prop::collection::vec(ids(), ROWS),
         counted in prop::collection::vec(ids(), ROWS),
         precision in select(vec![Precision::Bf16, Precision::W8a8(DType::F32), Precision::W8a16(DType::F16)]),
         plan in any::<Index>(),
@@ -56,8 +57,8 @@ proptest! {
         let input = |words: &[u32]| Guarded::input(&device, bytemuck::cast_slice(words)).unwrap();
         let floats = |values: &[f32]| Guarded::input(&device, bytemuck::cast_slice(values)).unwrap();
         let named = |rows: &[Vec<u32>]| (input(&offsets(rows)), input(&rows.concat()));
-        let (addition_offsets, addition_ids) = named(&additions);
-        let values = floats(&vec![1.0; additions.concat().len()]);
+        let (logit_bias_offsets, logit_bias_ids) = named(&logit_bias);
+        let values = floats(&vec![1.0; logit_bias.concat().len()]);
         let (count_offsets, count_ids) = named(&counted);
         let counts = input(&vec![3; counted.concat().len()]);
         let penalties = [1.5, 0.25, 0.5].map(|value| floats(&[value; ROWS]));
@@ -71,9 +72,9 @@ proptest! {
             if adjusted {
                 let at = |input: &Guarded<_>| input.address() as usize;
                 call.adjustments = lmhead::backend::params::LogitAdjustments {
-                    addition_offsets: at(&addition_offsets) as *const _,
-                    addition_ids: at(&addition_ids) as *const _,
-                    addition_values: at(&values) as *const _,
+                    logit_bias_offsets: at(&logit_bias_offsets) as *const _,
+                    logit_bias_ids: at(&logit_bias_ids) as *const _,
+                    logit_bias_values: at(&values) as *const _,
                     count_offsets: at(&count_offsets) as *const _,
                     count_ids: at(&count_ids) as *const _,
                     counts: at(&counts) as *const _,
@@ -91,17 +92,17 @@ proptest! {
         let (plain, got) = (bits_of(&run(false)), bits_of(&run(true)));
         for row in 0..ROWS {
             let names =
-                |id: usize| additions[row].contains(&(id as u32)) || counted[row].contains(&(id as u32));
+                |id: usize| logit_bias[row].contains(&(id as u32)) || counted[row].contains(&(id as u32));
             for id in (0..VOCAB).filter(|&id| !names(id)) {
                 let at = row * VOCAB + id;
                 prop_assert_eq!(got[at], plain[at], "row {}, id {}", row, id);
             }
-            // What keeps the rule is done, whatever the other rows do.
+            // Rows that keep the rule are adjusted, whatever the other rows have.
             let ascend = |ids: &[u32]| ids.is_sorted() && ids.iter().all(|&id| id < VOCAB as u32);
-            if counted[row].is_empty() && ascend(&additions[row]) {
-                for &id in &additions[row] {
+            if counted[row].is_empty() && ascend(&logit_bias[row]) {
+                for &id in &logit_bias[row] {
                     let at = row * VOCAB + id as usize;
-                    let times = additions[row].iter().filter(|&&other| other == id).count();
+                    let times = logit_bias[row].iter().filter(|&&other| other == id).count();
                     let want = (0..times).fold(f32::from_bits(plain[at]), |sum, _| sum + 1.0);
                     prop_assert_eq!(got[at], want.to_bits(), "row {}, id {}", row, id);
                 }

@@ -1,4 +1,4 @@
-//! Any shape, layout and finish; a row's bits whatever is around it.
+//! Any shape, layout and epilogue; a row has the same bits whatever is around it.
 
 use crate::device;
 use lmhead::DType;
@@ -12,7 +12,7 @@ use lmhead_testkit::product::{
 use proptest::prelude::*;
 use proptest::sample::{Index as Pick, select};
 
-/// Pairs that a plan beside the chosen one may multiply.
+/// Most multiply-adds of a plan that is tested beside the chosen one.
 const WORK: usize = 12 << 20;
 
 fn shapes() -> impl Strategy<Value = (usize, usize, usize)> {
@@ -28,19 +28,19 @@ fn finishes() -> impl Strategy<Value = Finish> {
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let out = select(vec![DType::F32, DType::Bf16, DType::F16]);
     (softcap, scale, flags, out).prop_map(|(softcap, scale, flags, out)| {
-        let (bias, mask, additions, penalties, temperatures) = flags;
-        Finish { bias, softcap, scale, mask, additions, penalties, temperatures, out }
+        let (bias, mask, logit_bias, penalties, temperatures) = flags;
+        Finish { bias, softcap, scale, mask, logit_bias, penalties, temperatures, out }
     })
 }
 
 fn layouts(rows: usize) -> impl Strategy<Value = Layout> {
     let index = select(vec![Index::InOrder, Index::Int32, Index::Int64]);
-    // Aligned to 16 bytes, and to nothing.
+    // Aligned to 16 bytes, or to one element.
     let gap = || prop_oneof![2 => Just(0usize), 1 => Just(8usize), 2 => 1usize..20];
     let gaps = (gap(), gap(), 0usize..3, gap(), gap());
     (index, 0usize..9, gaps).prop_map(move |(index, more, gaps)| {
         let (row_offset, row_gap, weight_gap, out_offset, out_gap) = gaps;
-        // Picked rows may be of far fewer.
+        // Rows picked by indices may come from far fewer rows.
         let source_rows = if index == Index::InOrder { rows + more } else { more + 1 };
         Layout { index, source_rows, row_offset, row_gap, weight_gap, out_offset, out_gap }
     })
@@ -52,7 +52,7 @@ fn products() -> impl Strategy<Value = Product> {
         |(precision, (rows, vocab, hidden), values, finish, seed)| {
             layouts(rows).prop_map(move |layout| {
                 let shape = Shape { rows, vocab, hidden };
-                // Few values have a root mean square that tells nothing.
+                // The root mean square of few values says nothing.
                 let few = rows * vocab < 64 && values == Values::Gaussian;
                 let values = if few { Values::Integers } else { values };
                 Product { precision, shape, values, finish, layout, seed }
@@ -70,7 +70,7 @@ proptest! {
         prop_assert!(outcome.is_ok(), "{}", outcome.unwrap_err());
     }
 
-    /// The rows of a batch in another order, repeated, left out, by any index and plan: the same bits.
+    /// The rows of a batch reordered, repeated or left out, by any index and plan: the same bits.
     #[test]
     fn a_row_alone_has_the_bits_of_its_batch(
         product in products(), picks in prop::collection::vec(any::<Pick>(), 1..40), wide in any::<bool>(),
@@ -101,15 +101,15 @@ proptest! {
         }
     }
 
-    /// A head cut at multiples of 64, each shard writing its columns of the whole rows: the same bits and
+    /// A head cut at multiples of 64, with each shard writing its columns of the full rows: the same bits and
     /// statuses.
     #[test]
     fn shards_have_the_bits_of_the_whole(
         product in products(), cuts in prop::collection::vec(any::<Pick>(), 1..3), plan in any::<Pick>(),
     ) {
         let device = device();
-        // Entries of single ids would be cut on the host.
-        let finish = Finish { additions: false, penalties: false, ..product.finish };
+        // Entries for single ids would have to be split on the host.
+        let finish = Finish { logit_bias: false, penalties: false, ..product.finish };
         let product = Product { finish, ..product };
         let (Shape { rows, vocab, hidden }, limits) = (product.shape, lmhead::plan::DeviceLimits::H100);
         let operands = Operands::new(&product);

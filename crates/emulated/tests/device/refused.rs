@@ -1,19 +1,19 @@
-//! What a call may not say: each is refused by name, and nothing is launched.
+//! Invalid calls: each is refused by name, and nothing is launched.
 
 use crate::device;
-use lmhead::backend::device::{Call, Matmul, Spec};
+use lmhead::backend::device::{Matmul, MatmulCall, Spec};
 use lmhead::plan::{DeviceLimits, Plan, Precision, Shape, WeightLayout};
 use lmhead::{DType, Error};
 use lmhead_testkit::product::{Finish, Guarded, Index, Launch, Layout, Loaded, Operands, Product};
 use std::ptr::null;
 
-type Change = fn(&mut Call);
+type Change = fn(&mut MatmulCall);
 
 const ROWS: usize = 3;
 const VOCAB: usize = 70;
 const HIDDEN: usize = 24;
 
-/// Runs a good call that was changed; wants an error with this text, and nothing written.
+/// Runs a good call after each change; expects an error with this text, and nothing written.
 fn refused(precision: Precision, rows: &[(Change, &str)]) {
     let device = device();
     let mut product = Product::new(precision, ROWS, VOCAB, HIDDEN);
@@ -35,7 +35,7 @@ fn refused(precision: Precision, rows: &[(Change, &str)]) {
         let mut bad = call;
         change(&mut bad);
         // SAFETY: the emulated device faults at addresses that are not its own, and this call is refused
-        // before.
+        // before that.
         let error = unsafe { matmul.run(&device, (), &bad) }.expect_err(wanted);
         assert!(matches!(error, Error::Shape { .. }), "{error:?}");
         assert!(error.to_string().contains(wanted), "wanted \"{wanted}\", got \"{error}\"");
@@ -45,11 +45,11 @@ fn refused(precision: Precision, rows: &[(Change, &str)]) {
     }
     // SAFETY: the buffers are as large as the call says.
     unsafe { matmul.run(&device, (), &call) }.expect("the call itself is good");
-    // SAFETY: as above; no rows are nothing to do, whatever the rest says.
-    unsafe { matmul.run(&device, (), &Call { rows: 0, ..call }) }.expect("no rows");
+    // SAFETY: as above; with no rows nothing is done, whatever the rest of the call says.
+    unsafe { matmul.run(&device, (), &MatmulCall { rows: 0, ..call }) }.expect("no rows");
 }
 
-/// An address a few bytes further on.
+/// The pointer moved by a few bytes.
 fn shifted<T>(pointer: *const T, bytes: usize) -> *const T {
     (pointer as usize + bytes) as *const T
 }
@@ -107,8 +107,11 @@ fn calls_of_every_precision() {
             |c| c.adjustments.temperatures = shifted(c.adjustments.temperatures, 2),
             "temperatures: wanted an address",
         ),
-        (|c| c.adjustments.addition_ids = null(), "additions: wanted ids and values beside the offsets"),
-        (|c| c.adjustments.addition_values = null(), "additions: wanted ids and values beside the offsets"),
+        (|c| c.adjustments.logit_bias_ids = null(), "logit_bias: wanted ids and values beside the offsets"),
+        (
+            |c| c.adjustments.logit_bias_values = null(),
+            "logit_bias: wanted ids and values beside the offsets",
+        ),
         (|c| c.adjustments.counts = null(), "counts: wanted ids and values beside the offsets"),
         (|c| c.adjustments.count_ids = null(), "counts: wanted ids and values beside the offsets"),
         (
@@ -139,7 +142,7 @@ fn calls_with_scales_and_a_workspace() {
     refused(Precision::W8a16(DType::Bf16), &[scales]);
     let rows: &[(Change, &str)] = &[
         scales,
-        // Three rows of 32 bytes, and a scale each.
+        // Three rows of 32 bytes, and a scale for each.
         (|c| c.workspace_bytes = 107, "workspace: wanted 108 bytes for 3 rows, got 107"),
         (|c| c.workspace = 0, "workspace: wanted an address that is a multiple of 16"),
         (|c| c.workspace += 8, "workspace: wanted an address that is a multiple of 16"),
@@ -162,14 +165,14 @@ fn plans_of_something_else() {
     };
     let matmul = Matmul::prepare(&device, spec).expect("kernels");
     assert!(matmul.plan(9).is_err() && matmul.plan(0).is_err());
-    // Rows that are not aligned are brought together there.
+    // Unaligned rows are packed in the workspace.
     let good_pitch = (2 * HIDDEN).next_multiple_of(16);
     assert_eq!((matmul.workspace_bytes(0), matmul.workspace_bytes(8)), (Ok(0), Ok(8 * good_pitch)));
     let out = Guarded::output(&device, 4 * ROWS * VOCAB).expect("memory");
     let status = Guarded::output(&device, 4 * ROWS).expect("memory");
     let good = Plan::new(Precision::Bf16, product.shape, &DeviceLimits::H100).expect("a plan");
     let call = loaded.call(&Launch::raw(&good, &operands), 0, out.address(), status.address(), 0);
-    // Stages that no kernel has: a plan's fields are its caller's to change.
+    // Stage counts without a kernel: a caller can change a plan's fields.
     for stages in [0, 2, 17] {
         // SAFETY: as in `refused`.
         let error = unsafe { matmul.run_plan(&device, (), &call, &Plan { stages, ..good }) };

@@ -1,4 +1,4 @@
-//! Correct kernels raise no alarm, whatever the schedule.
+//! Correct kernels cause no faults, whatever the schedule.
 
 use lmhead::DType;
 use lmhead::plan::{DeviceLimits, Family, Plan, Precision, WeightLayout};
@@ -8,7 +8,7 @@ use lmhead_testkit::product::{
     Finish, Index, Launch, Layout, Loaded, Operands, Product, Values, expected, same_logits,
 };
 
-/// How many schedules; an address sanitizer sees all there is to see in fewer.
+/// Number of schedules. Under an address sanitizer few are enough.
 pub fn seeds() -> u64 {
     let text = std::env::var("LMHEAD_DEVICE_SEEDS").unwrap_or_else(|_| "100".into());
     text.parse().unwrap_or_else(|_| panic!("LMHEAD_DEVICE_SEEDS: wanted a number of schedules, got {text}"))
@@ -17,7 +17,7 @@ pub fn seeds() -> u64 {
 #[test]
 fn no_false_alarm_over_100_seeds() {
     for precision in PRECISIONS {
-        // Two tiles of ids; rows by index, which begin anywhere; a tail of k; everything done to the logits.
+        // Two tiles of ids; rows by index, unaligned; a tail of k; every epilogue operation.
         let mut product = Product::new(precision, 9, 131, 150);
         product.finish = Finish::ALL;
         product.values = Values::Integers;
@@ -28,16 +28,17 @@ fn no_false_alarm_over_100_seeds() {
         let product = operands.product;
         let limits = DeviceLimits::H100;
         let mut plans = Plan::candidates(precision, product.shape, &limits).expect("plans");
-        if precision.layout(&limits) == WeightLayout::Packed {
+        if limits.layout() == WeightLayout::Packed {
             let packed = Plan::packed_candidates(precision, product.shape, &limits).expect("plans");
-            // With a block for each tile, and with one for all, also around a longer ring.
+            // With a block for each tile, and with one (or a cluster) for all, also around a longer ring.
             plans.extend(packed.into_iter().flat_map(|plan| {
+                let one = plan.tile.cluster() as u32;
                 let longer = Plan::with_packed_tile(precision, product.shape, &plan.tile, 4, &limits);
                 let longer = longer.expect("a plan");
-                [plan, Plan { blocks: 1, ..plan }, Plan { blocks: 1, ..longer }]
+                [plan, Plan { blocks: one, ..plan }, Plan { blocks: one, ..longer }]
             }));
         }
-        // The other rows' types of w8a8 differ in how they are quantised alone.
+        // The row types of w8a8 only differ in how they are quantised.
         let quantised = matches!(precision, Precision::W8a8(DType::F16 | DType::F32));
         // All tiles have the same logits.
         let mut want = None;
@@ -47,7 +48,7 @@ fn no_false_alarm_over_100_seeds() {
             }
             for seed in 0..seeds() {
                 let plan = &plans[seed as usize / 2 % plans.len()];
-                // Half of them with rows aligned to an element only.
+                // Every second device has rows that are aligned to one element only.
                 let device = EmulatedDevice::new(seed);
                 let layout = Layout { row_gap: seed as usize % 2, ..product.layout };
                 let operands = Operands::new(&Product { layout, ..product });

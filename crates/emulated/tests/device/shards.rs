@@ -1,4 +1,4 @@
-//! Loaded shards: rows and answers in any memory.
+//! Loaded shards: rows and answers in any kind of memory.
 
 use crate::seeds::seeds;
 use crate::whole::KINDS;
@@ -10,7 +10,7 @@ use lmhead::backend::{Ask, Job, LogitsOut, On, Out, Status};
 use lmhead::epilogue::Epilogue;
 use lmhead::memory::{Memory, SpanMut, Stream};
 use lmhead::merge::PartialSpec;
-use lmhead::plan::{Precision, WeightLayout};
+use lmhead::plan::{Plan, Precision, Shape, WeightLayout};
 use lmhead::rows::HiddenRows;
 use lmhead::weights::{DeviceMatrix, HeadShard, Matrix};
 use lmhead::{DType, Quantization};
@@ -27,8 +27,8 @@ fn cpu() -> CpuBackend {
     CpuBackend::new(Some(2)).expect("the CPU backend")
 }
 
-/// One that has little memory for what travels, or takes host memory for unlocked, or both; with the kernels
-/// of 9.0 in a quarter.
+/// A device with little memory for transfers, or that treats host memory as pageable, or both; a quarter of
+/// them has the kernels of 9.0.
 fn device(schedule: u64) -> EmulatedDevice {
     let device = EmulatedDevice::new(schedule);
     let device = if schedule % 8 < 6 { device.portable() } else { device };
@@ -51,7 +51,7 @@ proptest! {
 
 #[test]
 fn partials_that_tie_everywhere_are_the_cpu_backend_s() {
-    // Once where schedules are few, as under the address sanitizer.
+    // Once where few schedules are run, as under the address sanitizer.
     for seed in 0..if seeds() < 100 { 1 } else { 2 } {
         partials::are_the_cpus(&device(seed).backend(), &cpu(), seed);
     }
@@ -91,12 +91,27 @@ fn products_draw_what_the_cpu_backend_s_do() {
     draws::of_filtered_rows_are_refused(&device(2).backend(), &cpu());
 }
 
+/// On a device with two SMs, small shapes have the tiles of large ones: clusters of two, which share weights
+/// or rows, and have ids and rows behind the last.
+#[test]
+fn answers_of_large_tiles_are_the_cpu_backend_s() {
+    for (ids, rows, tile) in [(300, 150, (256, 128)), (150, 100, (128, 128))] {
+        let backend = EmulatedDevice::new(ids as u64).sms(2).backend();
+        let shape = Shape { rows, vocab: ids, hidden: 512 };
+        let plan = Plan::packed(Precision::W8a8(DType::Bf16), shape, &backend.device().limits());
+        let chosen = plan.expect("a plan").tile;
+        assert_eq!((chosen.block_n, chosen.block_m), tile, "{ids} ids, {rows} rows");
+        partials::of_one_size_are_the_cpus(&backend, &cpu(), (ids, rows, 512), 7);
+        draws::of_a_product_are_the_cpus(&backend, &cpu(), ((rows, ids, 64), 512), 11);
+    }
+}
+
 #[test]
 fn draws_are_as_often_what_they_are_as_the_softmax_says() {
     draws::are_as_often_as_the_softmax_says(&EmulatedDevice::new(5).backend());
 }
 
-/// What is enough for some rows is enough for fewer, of whatever tiles a plan is.
+/// A workspace that suffices for some number of rows suffices for fewer, whatever the plan's tile.
 #[test]
 fn a_workspace_for_some_rows_does_for_fewer() {
     let backend = EmulatedDevice::new(1).backend();
@@ -141,7 +156,7 @@ fn an_engines_own_weights_are_used_in_place_and_another_devices_are_refused() {
         let shard = head.shard(0..vocab);
         let backend = EmulatedDevice::new(1).numbered(3).backend();
         let own = Backend::memory(&backend);
-        // With more between rows than a copy would have.
+        // A pitch larger than a copy would have.
         let (bytes, scales): (&[u8], &[f32]) = match shard.matrix() {
             Matrix::F32(_) => unreachable!("no kernel takes it"),
             Matrix::F16(w) => (bytemuck::cast_slice(w), &[]),
@@ -194,8 +209,7 @@ fn an_engines_own_weights_are_used_in_place_and_another_devices_are_refused() {
         assert_eq!(answers(&mut *in_place, &job, dtype, 4), wanted);
 
         // Packed by the engine, where heads are packed; another device has no kernels for them.
-        let precision = Precision::of(matrix.dtype, quantization, dtype).expect("a precision");
-        if precision.layout(&backend.device().limits()) == WeightLayout::Packed {
+        if backend.device().limits().layout() == WeightLayout::Packed {
             let mut all = vec![0; packed_bytes(vocab, row_bytes).expect("few")];
             pack_weights(bytes, row_bytes, &mut all);
             let weights = Placed::new(&backend, own, &all);
@@ -232,7 +246,7 @@ fn bad_buffers_are_refused_by_name_before_anything_is_launched() {
     let mut loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
     let source = Placed::new(&backend, own, &head.rows(rows, 9));
     let address = source.span().address();
-    // SAFETY: nobody follows an address that is refused.
+    // SAFETY: refused addresses are not dereferenced.
     let span = |memory, address, len| unsafe { SpanMut::from_raw(memory, address, len) };
     let x = HiddenRows::strided(source.span(), DType::Bf16, rows, hidden, 2 * hidden).expect("rows");
     let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None, placed: None };
@@ -286,29 +300,29 @@ fn bad_buffers_are_refused_by_name_before_anything_is_launched() {
     ] {
         refused(Out::Partials(spec, out), None, wanted);
     }
-    // Rows staged for a tile of 8 x 128 bytes and scales, then status words.
+    // 32 staged rows of 128 bytes and the scales of three, then status words.
     let start = room.span().address();
     let good_logits = || logits(span(own, data, all), 280, good());
     refused(
         good_logits(),
-        Some(span(own, start, 1535)),
-        "workspace: wanted 1536 bytes for 3 rows, got 1535 bytes",
+        Some(span(own, start, 4607)),
+        "workspace: wanted 4608 bytes for 3 rows, got 4607 bytes",
     );
     refused(
         good_logits(),
-        Some(span(own, start + 16, 1536)),
+        Some(span(own, start + 16, 4608)),
         "workspace: wanted an address that is a multiple of 256",
     );
     refused(
         good_logits(),
-        Some(span(host, start, 1536)),
+        Some(span(host, start, 4608)),
         "workspace: wanted memory of device 0, got host memory",
     );
-    // Besides bars, and of each of 3 rows 72 bytes of a tile of 64 ids and of the last 6 ids.
+    // Besides the bars, 72 bytes for each of 3 rows of a tile of 64 ids, and for the last 6 ids.
     let partials = || Out::Partials(spec, span(own, data, bytes));
-    refused(partials(), Some(span(own, start, 2223)), "workspace: wanted 2224 bytes for 3 rows, got 2223");
+    refused(partials(), Some(span(own, start, 5295)), "workspace: wanted 5296 bytes for 3 rows, got 5295");
     assert_eq!(backend.device().counts(), before, "nothing was copied or launched");
-    let on = &mut On { stream: Stream::NONE, workspace: Some(span(own, start, 2224)) };
+    let on = &mut On { stream: Stream::NONE, workspace: Some(span(own, start, 5296)) };
     loaded.run(&job, partials(), on).expect("what it says is enough");
 }
 
@@ -321,14 +335,14 @@ fn partials_multiply_once_for_as_many_rows_as_the_workspace_allows() {
     let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None, placed: None };
     let spec = PartialSpec { k: 3, sum: true, targets: 0 };
     let mut first = None;
-    // What tiles leave of so many rows is held at once: of a tile of 64 ids 64 bytes a row.
+    // Tiles' partials of that many rows fit at once: 64 bytes a row for each tile of 64 ids.
     for (held, lends_more, products) in [(1, false, 9), (4, false, 3), (9, false, 1), (2, true, 1)] {
         let backend = EmulatedDevice::new(1).backend().held(held * spec.stride(64));
         let mut loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
         let least = loaded.workspace(rows, Ask::Partials(spec)).expect("a size");
         let whole = loaded.workspace(rows, Ask::Hold { raw: false }).expect("a size");
         // Staged rows of 128 bytes, status words, bars, and the tiles' partials.
-        assert_eq!(least, held.next_power_of_two().max(8) * 128 + 512 + held * 64);
+        assert_eq!(least, 32 * 128 + 512 + held * 64);
         let size = if lends_more { whole } else { least };
         let mut workspace = Placed::new(&backend, Backend::memory(&backend), &vec![0; size]);
         let mut out = vec![0u64; rows * spec.stride(vocab) / 8];

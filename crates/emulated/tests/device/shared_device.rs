@@ -1,4 +1,4 @@
-//! The exchange of device memory between ranks that share the device.
+//! The exchange of device memory between ranks on one device.
 
 use crate::device;
 use lmhead::backend::device::shared_device::group;

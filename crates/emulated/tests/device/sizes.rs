@@ -4,7 +4,7 @@ use crate::device;
 use lmhead_testkit::product::table::{cases, run};
 use std::sync::Mutex;
 
-/// The most pairs that plans multiply besides the chosen ones, where there is a limit.
+/// Most multiply-adds of plans other than the chosen ones, where limited.
 fn most_pairs() -> usize {
     let Ok(text) = std::env::var("LMHEAD_DEVICE_PAIRS") else { return usize::MAX };
     text.parse().unwrap_or_else(|_| panic!("LMHEAD_DEVICE_PAIRS: wanted a number, got {text}"))

@@ -1,5 +1,5 @@
-//! Logprobs whose targets are counted in the product: ranks by the definition over full logits, at any group
-//! size, with no logit stored.
+//! Logprobs whose targets are counted in the matmul's epilogue: ranks by the definition over full logits, at
+//! any group size, without storing logits.
 
 use crate::whole::KINDS;
 use lmhead::backend::Backend;
@@ -16,12 +16,12 @@ use lmhead_testkit::product::bits_of;
 use lmhead_testkit::{Random, TestHead, each_rank};
 use std::sync::Arc;
 
-/// Tiles of 64 ids and of 128, shards that end within one, and a last id alone in its block.
+/// Tiles of 64 and of 128 ids, shards that end within a tile, and a last id alone in its block.
 const VOCAB: usize = 449;
-/// No multiple of 16 bytes, of any type: rows are not aligned.
+/// In no type a multiple of 16 bytes: rows are not aligned.
 const HIDDEN: usize = 21;
 
-/// A head of few values, whose logits tie within tiles, across them and across shards.
+/// A head with few different values, whose logits tie within tiles, across them and across shards.
 fn test_head(dtype: DType, quantization: Quantization, seed: u64) -> TestHead {
     let mut test = TestHead::random(VOCAB, HIDDEN, dtype, quantization, seed);
     let mut random = Random(seed);
@@ -29,7 +29,7 @@ fn test_head(dtype: DType, quantization: Quantization, seed: u64) -> TestHead {
     test
 }
 
-/// Rows of small integers; `broken` is none.
+/// Rows of small integers; row `broken` is not finite.
 fn rows(test: &TestHead, n: usize, broken: Option<usize>) -> Vec<u8> {
     let mut random = Random(n as u64);
     let mut values: Vec<f32> = (0..n * HIDDEN).map(|_| random.below(3) as f32 - 1.0).collect();
@@ -41,7 +41,7 @@ fn rows(test: &TestHead, n: usize, broken: Option<usize>) -> Vec<u8> {
     bytes
 }
 
-/// What the first of `ranks` ranks is answered to `n` rows of its own; the others have none.
+/// The first rank's answer to `n` rows of its own; the other ranks have no rows.
 fn answered(
     test: &TestHead,
     (ranks, n): (usize, usize),
@@ -73,7 +73,7 @@ fn answered(
     each_rank(ranks, run).remove(0)
 }
 
-/// Targets of each row: at the edges of a shard in turn, of a tile, anywhere, and none.
+/// Targets of each row: at the edges of a shard, at those of a tile, anywhere, and none.
 fn targets(ranks: usize, n: usize, seed: u64) -> Vec<i64> {
     let mut random = Random(seed);
     let of_row = |row: usize| {
@@ -119,7 +119,7 @@ fn told(answer: &Answer) -> &Logprobs {
 fn ranks_are_counted_across_tiles_and_shards() {
     for (i, (dtype, quantization)) in KINDS.into_iter().enumerate() {
         let test = test_head(dtype, quantization, 31 + i as u64);
-        // One row, and more than any tile has.
+        // One row, and more rows than any tile has.
         for n in [1, 130] {
             let bad = (n > 1).then_some(7);
             let bytes = rows(&test, n, bad);
@@ -154,10 +154,10 @@ fn targets_that_a_mask_forbids_are_behind_all_that_it_allows() {
     let test = test_head(DType::Bf16, Quantization::None, 3);
     let bytes = rows(&test, n, None);
     let mut random = Random(8);
-    // Of the last row nothing is allowed.
+    // The last row allows nothing.
     let word = |i: usize| if i / words + 1 < n { random.next() as i32 } else { 0 };
     let mask = Some((0..n * words).map(word).collect());
-    let mask = OwnAdjustments { vocab: VOCAB, rows: n, mask, additions: None, penalties: None };
+    let mask = OwnAdjustments { vocab: VOCAB, rows: n, mask, logit_bias: None, penalties: None };
     let full = answered(&test, (1, n), Request::logits(DType::F32), &bytes, (None, Some(&mask)));
     let Output::Logits { bytes: logits, .. } = &full.output else { panic!("{:?}", full.output) };
     let logits: Vec<f32> = bytemuck::pod_collect_to_vec(logits);
@@ -185,10 +185,10 @@ fn a_step_of_logprobs_stores_no_logits_and_multiplies_once() {
                 (RowCounts::exact(&[n]), Request::Logprobs { targets: 1, top_n, processed: false });
             let options = StepOptions { on_device: true, ..StepOptions::default() };
             let workspace = own.workspace(&counts, &request, options).expect("a size");
-            // Of each row a word of status, a bar, and of each tile what it knows: of the row 40 bytes, its
-            // candidates and a count.
+            // For each row a status word, a bar, and for each tile its partial: 40 bytes, candidates and a
+            // count.
             let tiles = VOCAB.div_ceil(64) * (40 + 8 * top_n.max(1) + 8);
-            // And the rows in the order of stages, up to a tile's 64.
+            // And the rows in the layout of stages, up to a tile's 64.
             let staged = 64 * (2 * HIDDEN).next_multiple_of(128);
             assert!(workspace <= n * tiles + staged + 1024, "top {top_n}: {workspace} bytes");
             assert!(workspace - staged < 4 * VOCAB * n || top_n > 0, "fewer bytes than logits");

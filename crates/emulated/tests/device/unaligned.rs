@@ -1,5 +1,4 @@
-//! 16-bit rows that begin anywhere: brought together before the product, with the same bits, statuses and
-//! refusals.
+//! 16-bit rows that begin at any address: packed before the matmul, with the same bits, statuses and errors.
 
 use crate::device;
 use lmhead::DType;
@@ -38,7 +37,7 @@ fn rows_at_every_offset_and_pitch() {
     }
 }
 
-/// Indices that name no row: zeros and the flag, however the rows lie, and the bits of the rows beside them.
+/// Indices of no row: zeros and the status flag, whatever the layout, and unchanged bits in the other rows.
 #[test]
 fn bad_indices_of_rows_that_begin_anywhere() {
     let picks = [2, -1, 0, 5, i64::from(i32::MAX), 4, i64::from(i32::MIN), 2];
@@ -75,8 +74,7 @@ fn bad_indices_of_rows_that_begin_anywhere() {
     }
 }
 
-/// The workspace is left alone where rows are aligned, and need not be there; where they are not, a small one
-/// is refused.
+/// Aligned rows need no workspace and do not touch it; for unaligned rows one that is too small is refused.
 #[test]
 fn the_workspace_is_for_rows_that_are_not_aligned() {
     let device = device();

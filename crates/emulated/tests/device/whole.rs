@@ -1,5 +1,5 @@
-//! Whole heads on the emulated backend: every request, layout and mode as on the CPU backend, by the same
-//! code; int8 has the CPU backend's bits to the last answer.
+//! Whole heads on the emulated backend: every request, layout and mode through the same code as on the CPU
+//! backend; all int8 answers have the CPU backend's bits.
 
 use crate::seeds::seeds;
 use lmhead::backend::Backend;
@@ -15,7 +15,7 @@ use lmhead_testkit::{end_to_end, requests};
 use proptest::prelude::*;
 use std::sync::Arc;
 
-/// What the kernels take.
+/// Types of heads that the kernels take.
 pub const KINDS: [(DType, Quantization); 7] = [
     (DType::Bf16, Quantization::None),
     (DType::F16, Quantization::None),
@@ -30,8 +30,8 @@ fn cpu() -> Arc<dyn Backend> {
     Arc::new(CpuBackend::new(Some(2)).expect("the CPU backend"))
 }
 
-/// `seed`: of the schedules, of the kernels that heads take, and of how much host memory a call may lock:
-/// some calls go through it in parts.
+/// `seed` determines the schedules, the kernels that heads take, and how much host memory a call may lock:
+/// some calls transfer in parts.
 fn emulated(seed: u64) -> Arc<dyn Backend> {
     let device = EmulatedDevice::new(seed);
     let backend = if seed % 8 < 6 { device.portable() } else { device }.backend();
@@ -45,7 +45,7 @@ fn bits(answers: &[(usize, Answer)]) -> Vec<(u8, Vec<u64>)> {
     answers.iter().flat_map(rows).collect()
 }
 
-/// Rows whose values are numbers: which NaN it is, is not promised.
+/// Equal bits, except in rows with NaN: which NaN it is, is not promised.
 fn same(got: &[(u8, Vec<u64>)], want: &[(u8, Vec<u64>)]) -> bool {
     got.len() == want.len() && got.iter().zip(want).all(|(a, b)| a.0 == b.0 && (a.0 == 1 || a.1 == b.1))
 }
@@ -86,7 +86,7 @@ proptest! {
     }
 }
 
-/// An index that is no row is one row's matter, wherever its product runs.
+/// An index of no row affects its own row only, wherever the matmul runs.
 #[test]
 fn steps_that_stay_on_the_device_make_nothing_there_and_see_bad_indices() {
     let told = TokenLogprobs { top_n: 2, processed: false };
@@ -112,7 +112,7 @@ fn steps_that_stay_on_the_device_make_nothing_there_and_see_bad_indices() {
 #[test]
 fn adjustments_of_no_kind_forbid_nothing() {
     let head = TestHead::random(100, 20, DType::Bf16, Quantization::None, 3);
-    let none = OwnAdjustments { vocab: 100, rows: 2, mask: None, additions: None, penalties: None };
+    let none = OwnAdjustments { vocab: 100, rows: 2, mask: None, logit_bias: None, penalties: None };
     for given in [None, Some(none)] {
         let run = |_, exchange| {
             let (config, group) = (head.config(), HeadGroup::data_parallel(1, 0).expect("a group"));

@@ -1,6 +1,6 @@
-//! Masses, the filter min_p and Gumbel noise of the answers (`kernels/answers`), against the definition
-//! written out in integers and f64; nothing of it is the library's, but for the random words of a seed. The
-//! CPU backend's answers are held to the same.
+//! Masses, the filter min_p and Gumbel noise of the answer kernels (`kernels/answers`), against the
+//! definition written out in integers and f64. Nothing is taken from the library except the random words of a
+//! seed. The CPU backend is tested against the same model.
 
 use super::answer_sums::term;
 use lmhead::SamplingParams;
@@ -25,11 +25,11 @@ fn mass(x: f32, unit: u32) -> u64 {
     (((u128::from(significand) << (unit - 23)) + half) >> shift) as u64
 }
 
-/// Compares the masses of `count` floats, with bits from `first` on in steps of `step`.
+/// Compares the masses of `count` floats whose bits begin at `first` in steps of `step`.
 fn masses_are_the_models(first: u32, step: u32, count: u32, unit: u32) {
     let probe = Probe::new(probe_mass(), 256, 0, 2 * count as usize).n(&[first, step, count, unit]);
     let out = probe.grid(count.div_ceil(64 * 256)).config(|c| c.checks(false).threads(2)).output();
-    // The CPU backend's masses too, of a vocabulary with this unit.
+    // The CPU backend's masses too, for a vocabulary with this unit.
     let host = Scale::new(&SamplingParams::default(), 0.0, 1 << (63 - unit));
     for (i, got) in out.chunks(2).enumerate() {
         let x = f32::from_bits(first.wrapping_add((i as u32).wrapping_mul(step)));
@@ -42,17 +42,17 @@ fn masses_are_the_models(first: u32, step: u32, count: u32, unit: u32) {
 
 #[test]
 fn masses_have_the_models_bits() {
-    // All that are not above 0, minus infinity among them: in the usual unit, and in the largest.
+    // All floats that are not above 0, with minus infinity: in the usual unit and in the largest.
     masses_are_the_models(1 << 31, 1021, (1u32 << 31).div_ceil(1021), 40);
     masses_are_the_models(1 << 31, 4099, (1u32 << 31).div_ceil(4099), 31);
     for unit in 31..=40 {
-        // Where the mass becomes 0, and the last mass by the definition; -0 and 0; where n changes.
+        // Where the mass becomes 0, and where the definition says it does; -0 and 0; where n changes.
         let ends = [27.7f32, 28.0, 22.2, 64.0, 128.0, 0.0, 1e-8, 6e-8, f32::INFINITY, f32::MAX, 2_097_152.0];
         for end in ends.into_iter().chain((1..64).map(|n| (n as f32 - 0.5) * std::f32::consts::LN_2)) {
             masses_are_the_models((end.to_bits() | 1 << 31).saturating_sub(20), 1, 41, unit);
         }
         masses_are_the_models(0, 1, 1, unit);
-        // Each mass from 0 to 2, and halves: x from -(unit + 2)·ln 2 on.
+        // Each mass from 0 to 2 units, and halves: x from -(unit + 2)·ln 2 on.
         let [first, last] = [unit - 1, unit + 2].map(|n| (n as f32 * -std::f32::consts::LN_2).to_bits());
         masses_are_the_models(first, ((last - first) / 10_000) | 1, 10_000, unit);
     }
@@ -64,7 +64,7 @@ fn x_is_one_subtraction_and_one_division() {
     let mut rows: Vec<[f32; 3]> = Vec::new();
     for _ in 0..100_000 {
         let any = |random: &mut Random| f32::from_bits(random.next() as u32 & 0x7f7f_ffff);
-        // Logits as they are, then of any size, temperatures of the usual and of any size.
+        // Usual logits, then logits of any size; usual temperatures, then of any size.
         let usual = [(random.normal() * 8.0).min(20.0), 20.0, (random.normal().abs() + 0.05) * 2.0];
         let [a, b] = [any(&mut random), any(&mut random)].map(|x| if random.below(2) == 0 { x } else { -x });
         rows.push(usual);
@@ -96,8 +96,8 @@ fn x_is_one_subtraction_and_one_division() {
     }
 }
 
-/// What the authors publish with Random123 (`kat_vectors`, philox4x32 10) is asked for as seed, position and
-/// id: their second word of the counter must be 0, which only the first vector has.
+/// The test vectors published with Random123 (`kat_vectors`, philox4x32 10), through seed, position and id:
+/// the second word of the counter must be 0, which only the first vector has.
 #[test]
 fn random_words_and_least_x() {
     let mut random = Random(32);
@@ -162,8 +162,8 @@ fn scaled(logit: f32, temperature: f32) -> f64 {
     if temperature == 0.0 { logit.into() } else { f64::from(logit) / f64::from(temperature) }
 }
 
-/// How a sum of f64 lies to 0, exactly: the numbers become a sum of ones that do not overlap, whose largest
-/// decides (J. Shewchuk, "Adaptive precision floating-point arithmetic", 1997, Grow-Expansion).
+/// The exact sign of a sum of f64: the numbers become a sum of non-overlapping ones, whose largest decides
+/// (J. Shewchuk, "Adaptive precision floating-point arithmetic", 1997, Grow-Expansion).
 fn sign_of_sum(values: [f64; 4]) -> Ordering {
     let mut parts: Vec<f64> = Vec::new();
     for value in values {
@@ -183,7 +183,7 @@ fn sign_of_sum(values: [f64; 4]) -> Ordering {
 fn bounds_hold_the_score() {
     let mut random = Random(33);
     let mut rows: Vec<(f32, f32, u32)> = Vec::new();
-    // Words of each size, around 2^24, and at the ends.
+    // Words of all sizes, around 2^24, and at both ends.
     let mut words: Vec<u32> = (0..2000).flat_map(|i| [i, u32::MAX - i, (1 << 24) - 1000 + i]).collect();
     for _ in 0..200_000 {
         let word = random.next() as u32 >> random.below(32);
@@ -207,7 +207,7 @@ fn bounds_hold_the_score() {
         let said = format!("logit {logit:e}, temperature {temperature:e}, word {word:#x}");
         let [low, high] = [out[0], out[1]].map(|bits| f64::from(f32::from_bits(bits)));
         let exact = |bound: f64| sign_of_sum([z, noise, -bound, 0.0]);
-        // NaN bounds nothing. It may come from infinities alone, which f64 does not have here.
+        // NaN bounds nothing. In f32 it may come from infinities that f64 does not have here.
         assert!(
             low.is_nan() || low == f64::NEG_INFINITY || exact(low).is_ge(),
             "{said}: {low} is above {z} + {noise}"
@@ -227,7 +227,7 @@ fn bounds_hold_the_score() {
     assert!(widest < 1e-3, "bounds that rule nothing out: {widest}");
 }
 
-/// The id with the largest `z + g`, of equal ones the lowest, by comparing all pairs with the best so far.
+/// The id with the largest `z + g`, the lowest of equal ones, by comparing each with the best so far.
 fn drawn(logits: &[f32], seed: u64, position: u64, temperature: f32) -> Option<u32> {
     let words = Words::new(seed, position);
     let mut best: Option<(f64, f64, u32)> = None;
@@ -241,8 +241,8 @@ fn drawn(logits: &[f32], seed: u64, position: u64, temperature: f32) -> Option<u
     best.map(|(_, _, id)| id)
 }
 
-/// With every check of the device, lanes in any order: equal logits without noise, so that all lanes have the
-/// best score.
+/// With all checks of the device, and lanes in any order: equal logits without noise, so that all lanes have
+/// the best score.
 #[test]
 fn lanes_draw_without_an_alarm() {
     let mut input = vec![1, 0, 7, 0, 0, 0];
@@ -297,7 +297,7 @@ fn the_drawn_id_is_that_of_f64() {
             assert_eq!(out[0], wanted.unwrap_or(u32::MAX), "{said}");
             let logit = wanted.map_or(0, |id| logits[id as usize].to_bits());
             assert_eq!(out[1], logit, "{said}");
-            // Rows as they are in use: gaussian logits at a temperature near 1.
+            // Realistic rows: Gaussian logits at a temperature near 1.
             if i / temperatures.len() % 8 < 2 && [1.0, 0.3, 2.0].contains(temperature) {
                 scored[mode as usize] += out[6] as usize;
             }
@@ -305,6 +305,7 @@ fn the_drawn_id_is_that_of_f64() {
     }
     let usual = scored[0] / COUNT;
     assert!(usual > 10 && scored[0] % COUNT == 0, "{scored:?}");
-    // With a floor over all ids hardly more than the winner is scored; on the way some more, by each lane.
+    // With a floor over all ids little more than the winner is scored; with one that is raised on the way,
+    // some more in each lane.
     assert!(scored[1] <= 2 * usual && scored[2] <= scored[0] / 4, "the screen lets pass {scored:?}");
 }

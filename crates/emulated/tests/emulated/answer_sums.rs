@@ -1,6 +1,6 @@
-//! Terms, sums of exponentials and logarithms of the answers (`kernels/answers`), against a model that is
-//! written from the definition alone: it holds all terms of a row and knows no order, and it shares no code
-//! with the library, whose sums are held to it as well.
+//! Terms, sums of exponentials and logarithms of the answer kernels (`kernels/answers`), against a model
+//! written from the definition alone. The model holds all terms of a row, in no order, and shares no code
+//! with the library, whose sums are tested against it too.
 
 use lmhead::backend::params;
 use lmhead::merge::ExpSum;
@@ -38,8 +38,8 @@ pub fn term(x: f32) -> (u32, i32) {
     (p.to_bits() & 0x7f_ffff | 0x80_0000, exponent)
 }
 
-/// Compares `count` floats, with bits from `first` on in steps of `step`; those beyond the limit are left
-/// out. The largest relative error against f64.
+/// Compares `count` floats whose bits begin at `first` in steps of `step`, leaving out those beyond the
+/// limit. Returns the largest relative error against f64.
 fn terms_are_the_models(first: u32, step: u32, count: u32) -> f64 {
     let probe = Probe::new(probe_term(), 256, 0, 2 * count as usize).n(&[first, step, count]);
     let out = probe.grid(count.div_ceil(64 * 256)).config(|c| c.checks(false).threads(2)).output();
@@ -52,7 +52,8 @@ fn terms_are_the_models(first: u32, step: u32, count: u32) -> f64 {
         let (significand, exponent) = term(x);
         assert_eq!([got[0], got[1]], [significand, exponent as u32], "term of {x:e} ({:#x})", x.to_bits());
         assert_eq!(significand >> 23, 1, "{x:e}");
-        // e^x / 2^exponent, which is not beyond f64 where e^x is: the product with LN2_64[0] is exact.
+        // e^x / 2^exponent, which f64 holds even where it does not hold e^x: the product with LN2_64[0] is
+        // exact.
         let [high, low] = LN2_64.map(f64::from_bits);
         let rest = f64::from(x) - f64::from(exponent) * high - f64::from(exponent) * low;
         worst = worst.max((f64::from(significand) / rest.exp() - 1.0).abs());
@@ -62,16 +63,16 @@ fn terms_are_the_models(first: u32, step: u32, count: u32) -> f64 {
 
 #[test]
 fn terms_have_the_models_bits() {
-    // Every 499th float of both signs, by an odd step that meets all last bits.
+    // Every 499th float of both signs; the step is odd, so that all low bits occur.
     let mut worst = terms_are_the_models(0, 499, (1u64 << 32).div_ceil(499) as u32);
-    // Each power of two, zeros, subnormals and the limit, around it on both sides.
+    // Each power of two, zeros, subnormals and the limit, with their neighbours on both sides.
     for border in (0..=0x4a00_0000u32 >> 23).map(|exponent| exponent << 23) {
         for sign in [0, 1 << 31] {
             worst = worst.max(terms_are_the_models(sign | border.saturating_sub(64), 1, 129));
         }
     }
-    // Where n changes: (n + 1/2)·ln 2, and where the exponent does, n·ln 2. The small ones, and some up to
-    // the limit.
+    // Where n changes, at (n + 1/2)·ln 2, and where the exponent changes, at n·ln 2: the small ones, and some
+    // up to the limit.
     let mut random = Random(21);
     let far = (0..400).map(|_| random.below(3_000_000) as i32);
     for n in (0..100).chain(far) {
@@ -85,7 +86,7 @@ fn terms_have_the_models_bits() {
     assert!(worst <= 1e-7, "relative error {worst:e}");
 }
 
-/// A sum: the highest digit and the words of it and the two below, the lowest first.
+/// A sum: the highest digit, and the words of it and of the two digits below it, lowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Sum {
     top: i32,
@@ -93,7 +94,7 @@ struct Sum {
 }
 
 impl Sum {
-    /// From all terms at once: first the highest digit, then what of each piece is kept.
+    /// From all terms at once: first the highest digit, then the kept part of each term.
     fn of(logits: &[f32]) -> Sum {
         let counted = logits.iter().filter(|x| x.abs() <= LIMITS[0]);
         let terms: Vec<_> = counted.map(|x| term(*x)).collect();
@@ -165,7 +166,7 @@ fn sums_of_parts(rows: &[Vec<f32>], part: usize, at_once: u32) -> Vec<Vec<Sum>> 
     out.chunks(8 * parts).map(|row| row.chunks(8).map(Sum::decode).collect()).collect()
 }
 
-/// Each row's partials merged one behind the other, with the logarithm.
+/// Each row's partials merged in order, with the logarithm.
 fn merged(rows: &[(f32, Vec<Sum>)]) -> Vec<(Sum, f64)> {
     let (count, parts) = (rows.len() as u32, rows[0].1.len() as u32);
     let row = |(max, sums): &(f32, Vec<Sum>)| {
@@ -182,7 +183,7 @@ fn merged(rows: &[(f32, Vec<Sum>)]) -> Vec<(Sum, f64)> {
 
 const COUNT: usize = 700;
 
-/// Rows of COUNT logits that are hard in different ways.
+/// Rows of COUNT logits, each difficult in its own way.
 fn rows(random: &mut Random) -> Vec<Vec<f32>> {
     let mut rows: Vec<Vec<f32>> = Vec::new();
     let mut row = |one: &mut dyn FnMut(usize) -> f32| rows.push((0..COUNT).map(one).collect());
@@ -192,28 +193,28 @@ fn rows(random: &mut Random) -> Vec<Vec<f32>> {
             row(&mut |_| random.normal() * width + shift);
         }
     }
-    // Any float that is allowed, subnormals among them; with some beyond the limits; with most masked.
+    // Any float that is allowed, with subnormals; with some beyond the limits; with most masked.
     row(&mut |_| f32::from_bits(random.next() as u32 & 0xbfff_ffff));
     row(&mut |_| f32::from_bits(random.next() as u32 & 0xc9ff_ffff));
     row(&mut |i| if i % 7 == 0 { 3e6 - 100.0 * i as f32 } else { 2_097_000.0 + random.normal() * 100.0 });
     row(&mut |i| if i % 5 == 0 { f32::MIN } else { -2_097_152.0 + random.normal().abs() });
     row(&mut |i| if i % 50 == 3 { random.normal() } else { none });
-    // Digits that follow each other closely: the highest digit rises by one, by two and by more, from one
-    // logit to the next.
+    // Digits that change quickly: the highest digit rises by one, by two and by more from one logit to the
+    // next.
     for step in [10.0, 22.2, 31.0, 44.4, 70.0] {
         row(&mut |i| (i % 64) as f32 * step - 600.0);
         row(&mut |i| 600.0 - (i % 64) as f32 * step);
     }
-    // Around each change of digit, 32·ln 2 apart, and the last bits below it.
+    // Around each change of digit, 32·ln 2 apart, varying in the low bits.
     row(&mut |i| ((i % 30) as f32 - 14.0) * 32.0 * std::f32::consts::LN_2 + random.normal() * 1e-5);
     row(&mut |i| f32::from_bits((-9.0f32 * std::f32::consts::LN_2).to_bits() - 350 + i as u32));
-    // One huge logit, equal ones, none, one alone, zeros of both signs.
+    // One huge logit; equal logits; none; a single one; zeros of both signs.
     row(&mut |i| if i == 345 { 1e5 } else { random.normal() });
     row(&mut |_| 12.75);
     row(&mut |_| none);
     row(&mut |i| if i == 699 { -87.5 } else { none });
     row(&mut |i| if i % 2 == 0 { -0.0 } else { 0.0 });
-    // On the limits, and the next floats beyond.
+    // At the limits, and the next floats beyond them.
     row(&mut |i| [-2_097_152.0, -2_097_152.2][i % 2]);
     row(&mut |i| [2_097_152.0, 2_097_152.2, 2_097_000.0][i % 3]);
     row(&mut |i| [1_048_576.0, 0.0][i % 2]);
@@ -239,7 +240,7 @@ fn no_order_or_grouping_of_a_sum_shows() {
     }
     let tops = wanted.iter().map(|sum| sum.top);
     assert!(tops.clone().min() == Some(i32::MIN) && tops.max() > Some(90_000), "{wanted:?}");
-    // Parts of one warp's lanes with one logit each and with some left over; logits by turns of 1, 4 and 8.
+    // Parts of a warp with one logit for each lane and with some left over; 1, 4 and 8 logits at once.
     for (part, at_once) in [(COUNT, 1), (COUNT, 4), (COUNT, 8), (33, 1), (100, 4), (350, 8), (7, 4)] {
         let parts = sums_of_parts(&rows, part, at_once);
         for (i, (row, sums)) in rows.iter().zip(&parts).enumerate() {
@@ -257,12 +258,12 @@ fn no_order_or_grouping_of_a_sum_shows() {
             }
             with_max.iter_mut().for_each(|(_, sums)| shuffle(sums, &mut random));
         }
-        // The next grouping is of another order.
+        // The next grouping gets another order.
         rows.iter_mut().for_each(|row| shuffle(row, &mut random));
     }
 }
 
-/// With every check of the device, lanes in any order.
+/// With all checks of the device, and lanes in any order.
 #[test]
 fn lanes_add_up_without_an_alarm() {
     let mut random = Random(25);
@@ -281,7 +282,7 @@ fn shuffle<T>(items: &mut [T], random: &mut Random) {
     (1..items.len()).rev().for_each(|i| items.swap(i, random.below(i + 1)));
 }
 
-/// log(Σ e^l) in f64, from the largest on.
+/// log(Σ e^l) in f64, adding from the largest on.
 fn truth(logits: &[f32]) -> f64 {
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     if max.is_infinite() {
@@ -308,14 +309,14 @@ fn logarithms_of_sums_are_within_the_promise() {
     }
 }
 
-/// Partials as no row of a test can be long enough to make them: words of up to 2^62, digits at the ends of
-/// the range.
+/// Partials that no test's row is long enough to produce: words of up to 2^62, digits at the ends of the
+/// range.
 #[test]
 fn full_words_are_merged_and_their_logarithm_taken() {
     let mut random = Random(24);
     let any = |random: &mut Random| {
-        // 2^30 terms: less than 2^62 of low pieces, 2^53 of high ones, all in the two words of their digits,
-        // or in others.
+        // 2^30 terms: less than 2^62 of low pieces and 2^53 of high ones, all in the two words of their
+        // digits or spread over more.
         let words = [62, 62, 53].map(|bits| random.next() >> (64 - bits) >> (random.next() % 62));
         let near = random.below(7) as i32;
         let top = match random.below(3) {
@@ -327,13 +328,13 @@ fn full_words_are_merged_and_their_logarithm_taken() {
     };
     let mut rows: Vec<(f32, Vec<Sum>)> =
         (0..40_000).map(|_| (1.0, (0..2).map(|_| any(&mut random)).collect())).collect();
-    // Carries that go through, the least sum, and each place of the leading one.
+    // Carries that run through, the smallest sum, and each position of the leading one.
     let full = u64::MAX >> 2;
     let edges = [[full; 3], [full, 0xffff_ffff, 0], [u64::from(u32::MAX) << 32, 0xffff_ffff, 0], [1, 0, 0]];
     let edges = edges.into_iter().chain((0..62).map(|bit| [0, 1 << bit, 0]));
     let edges =
         edges.chain((0..62).flat_map(|bit| [[1 << bit, 0, 0], [0, 0, 1 << bit], [(2 << bit) - 1, 0, 0]]));
-    // The 65th bit below the leading one and later ones are cut, the first 64 rounded: a tie, and just above.
+    // Bits from the 65th below the leading one on are cut, the first 64 are rounded: a tie, and just above.
     let ties =
         (0..11).flat_map(|bit| [[0, 1 << bit, 1 << 52], [1, 1 << bit, 1 << 52], [0, 3 << bit, 1 << 52]]);
     for words in edges.chain(ties) {
@@ -342,7 +343,7 @@ fn full_words_are_merged_and_their_logarithm_taken() {
     for ((max, sums), (sum, ln)) in rows.iter().zip(merged(&rows)) {
         let wanted = Sum::merged(sums);
         assert_eq!(sum, wanted, "{sums:?}");
-        // Such a row has no logarithm: its largest logit would be a term.
+        // A row whose words are all zero has no logarithm: its largest logit would be a term.
         if wanted.words != [0; 3] {
             assert_eq!(
                 ln.to_bits(),
@@ -354,7 +355,7 @@ fn full_words_are_merged_and_their_logarithm_taken() {
     }
 }
 
-/// Compares `log` and `log1p` of `count` doubles, with bits from `first` on in steps of `step`.
+/// Compares `log` and `log1p` of `count` doubles whose bits begin at `first` in steps of `step`.
 fn logarithms_are_libm_s(first: u64, step: u64, count: u32) {
     let n = [first as u32, (first >> 32) as u32, step as u32, (step >> 32) as u32, count];
     let probe = Probe::new(probe_logarithms(), 256, 0, 4 * count as usize).n(&n);
@@ -373,10 +374,11 @@ fn logarithms_are_libm_s(first: u64, step: u64, count: u32) {
 
 #[test]
 fn logarithms_have_the_bits_of_libm() {
-    // All of f64, by an odd step that meets all last bits.
+    // All of f64; the step is odd, so that all low bits occur.
     let every = (u64::MAX / 2_000_000) | 1;
     logarithms_are_libm_s(0, every, 2_000_000);
-    // What the finish asks for, 1 to 2, and what log1p is asked for, -1 to 0: the negatives from -2^-33 on.
+    // Arguments that the finish takes logarithms of, 1 to 2, and those of log1p, -1 to 0: the negatives from
+    // -2^-33 on.
     logarithms_are_libm_s(1f64.to_bits() - 3, ((1u64 << 52) / 1_000_000) | 1, 1_000_004);
     let [least, most] = [(-2f64.powi(-33)).to_bits(), (-1f64).to_bits()];
     logarithms_are_libm_s(least - 3, ((most - least) / 1_000_000) | 1, 1_000_004);

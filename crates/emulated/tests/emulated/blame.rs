@@ -1,5 +1,5 @@
-//! A fault names the block, the thread, the instruction and the address that did it, in a grid and a cluster
-//! of several dimensions.
+//! A fault names the block, the thread, the instruction and the address, in grids and clusters of several
+//! dimensions.
 
 use lmhead_emulated::FaultKind::{self, *};
 use lmhead_emulated::probe::*;
@@ -12,7 +12,7 @@ const THREAD: u32 = 37;
 /// Where shared memory begins.
 const SHARED: u64 = 1024;
 
-/// The kernel with mistake `what`, and the address of its input.
+/// Runs the kernel with mistake `what`; also returns the address of its input.
 fn run(what: u32, seed: u64) -> (Result<(), Fault>, u64) {
     let mut device = Device::new();
     let (input, out) = (device.upload_read_only(&[0u32; 64]), device.upload(&[0u32; 64]));
@@ -56,7 +56,7 @@ fn a_fault_names_the_block_and_the_thread_that_did_it() {
             assert_eq!(fault.text.contains("of the cluster's block 0"), *what == 7, "{fault}");
             let got = (fault.kind, fault.block, fault.thread, fault.instruction.as_str(), fault.address);
             let wanted = (*kind, BLOCK, Some(THREAD), *instruction, address(input));
-            // Of a race, either of the two may come last: the one that is wrong, or the one whose word it is.
+            // A race may be found at either of the two accesses, whichever comes last.
             let other = (Race, BLOCK, Some(THREAD - 1), "ld.shared.b32", address(input));
             assert!(
                 got == wanted || (*what == 11 && got == other),

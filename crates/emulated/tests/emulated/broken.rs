@@ -1,4 +1,4 @@
-//! Kernels that are wrong on purpose: each kind of fault is found, and named as what it is.
+//! Deliberately wrong kernels: each kind of fault is found and classified.
 
 use crate::planted::{Row, check, plain, record};
 use lmhead::sampling::philox;
@@ -66,7 +66,7 @@ fn barriers() {
         (6, "two barriers for one meeting", &[Deadlock], 8),
     ];
     let run = |how: u32, seed: u64| {
-        // 20 and 21: threads that have ended are not waited for by the block's barrier.
+        // 20 and 21 are correct: the block's barrier does not wait for threads that have ended.
         let how = if how == 0 { [0, 20, 21][(seed % 3) as usize] } else { how };
         plain(broken_barriers, 96, 0)(how, seed)
     };
@@ -137,7 +137,8 @@ fn counts_and_comparisons_of_capacity_steps() {
         assert!(is_right, "mistake {how}, seed {seed}");
         Ok(out)
     };
-    // Global memory is not watched for what threads of one block do: the lanes' numbers tell.
+    // Accesses of one block's threads to global memory are not checked for races: the lanes' numbers show the
+    // mistake.
     let wrong = (0..8).filter(|seed| !counts(1, *seed).expect("no fault").1).count();
     assert!(wrong > 0, "a number that is counted up before all lanes have read it");
     let rows: &[Row] = &[
@@ -186,7 +187,7 @@ fn selections_and_lists() {
 
 #[test]
 fn cuts_from_histograms_of_shards() {
-    // The goal of 29 is reached in bin 20, of which the last tie is the second shard's.
+    // The goal of 29 is reached in bin 20, whose last tie is on the second shard.
     let mut words = vec![0u32; 64];
     (0..20).for_each(|bin| words[bin] = 3 * (bin as u32 % 3));
     (words[20], words[32 + 20], words[25], words[32 + 31]) = (3, 9, 18, 6);
@@ -209,7 +210,7 @@ fn cuts_from_histograms_of_shards() {
     for (how, what) in
         [(10, "a tie that the goal still needs left out"), (11, "ties of one shard kept again by the next")]
     {
-        // Wrong in every schedule, as no fault is.
+        // No fault is reported, so the result must be wrong in every schedule.
         let said: Vec<String> = (0..8)
             .map(|seed| {
                 let out = probe(how, seed).unwrap_or_else(|fault| panic!("{what}: {fault}"));
@@ -223,7 +224,7 @@ fn cuts_from_histograms_of_shards() {
 
 #[test]
 fn cuts_and_draws_of_candidates() {
-    // Close together, so that the noise decides.
+    // Close to each other, so that the noise decides.
     let logits: Vec<f32> = (0..64u32).map(|i| (i * 37 % 64) as f32 / 16.0 - 2.0).collect();
     let words: Vec<u32> = logits.iter().map(|logit| logit.to_bits()).collect();
     let order = |logit: f32| logit.to_bits() ^ if logit < 0.0 { u32::MAX } else { 1 << 31 };

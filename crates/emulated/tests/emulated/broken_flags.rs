@@ -1,4 +1,4 @@
-//! Flags and bulk copies to several blocks that are wrong on purpose.
+//! Deliberately wrong flags and bulk copies to several blocks.
 
 use crate::planted::{Row, check};
 use lmhead_emulated::FaultKind::*;

@@ -1,4 +1,4 @@
-//! Kernels for sm_90a that are wrong on purpose.
+//! Deliberately wrong kernels for sm_90a.
 
 use crate::planted::{Row, check};
 use lmhead::backend::params::TensorMap;
@@ -6,7 +6,7 @@ use lmhead_emulated::FaultKind::*;
 use lmhead_emulated::probe::*;
 use lmhead_emulated::{Buffer, Device, Fault, LaunchConfig};
 
-/// 64 + 8 rows of 128 bytes, padded to the pattern of the swizzle; two of them and four barriers.
+/// 64 + 8 rows of 128 bytes, padded to the swizzle's period, twice, and four barriers.
 const STAGE: u32 = 10240;
 const PIPELINE: u32 = 2 * STAGE + 32;
 
@@ -25,7 +25,7 @@ fn pipeline(how: u32, seed: u64) -> Result<Vec<u32>, Fault> {
 
 #[test]
 fn pipelines() {
-    // In the order of the enum of broken_sm90a.cu.
+    // In the order of the enum in broken_sm90a.cu.
     let rows: &[Row] = &[
         (1, "no wait for the stage to be full", &[Incomplete, Race], 8),
         (2, "no wait for the stage to be empty", &[Barrier], 8),
@@ -87,7 +87,7 @@ fn bulk_copies() {
 #[test]
 fn proxies() {
     let run = |how: u32, seed: u64| {
-        // 0 stands for the correct one of each pair.
+        // 0 stands for the correct variant of each pair.
         let how = if how == 0 && seed.is_multiple_of(2) { 9 } else { how };
         let probe = Probe::new(broken_proxies(), 128, 72 * 128 + 16, 2304).n(&[how]).config(|c| c.seed(seed));
         probe.run_with(|_, out: Buffer| -> (TensorMap, TensorMap) {
@@ -218,8 +218,8 @@ fn dependent_launches() {
             out: out.pointer(),
             n: [how, 0, 0, 0, 0, 0],
         };
-        // One OS thread runs one kernel after the other, two overlap them; every third time nothing looks for
-        // races.
+        // One OS thread runs the kernels one after the other, two overlap them; every third run is without
+        // race detection.
         let config = LaunchConfig::new([2, 1, 1], [32, 1, 1]).seed(seed).threads(1 + (seed % 2) as usize);
         let config = config.checks(how == 4 || how == 5 || !seed.is_multiple_of(3));
         let second = broken_secondary();
@@ -251,7 +251,7 @@ fn dependent_launches() {
 #[test]
 fn kernels_of_a_step() {
     let run = |how: u32, seed: u64| {
-        // Three more ways that are right.
+        // Three more correct variants.
         let how = if how == 0 { [0, 6, 20][seed as usize % 3] } else { how };
         let mut device = Device::new();
         let out = device.upload(&[0u32; 256]);
@@ -277,7 +277,8 @@ fn kernels_of_a_step() {
     check("broken_turn", rows, run);
 }
 
-/// What a kernel did is compared with the one behind it, also where buffers come and go between the two.
+/// Accesses of a kernel are compared with those of the next one, also where buffers are allocated and freed
+/// between the two.
 #[test]
 fn turns_go_on_where_buffers_come_and_go() {
     let mut device = Device::new();
@@ -290,7 +291,7 @@ fn turns_go_on_where_buffers_come_and_go() {
         device.launch_in_turn(&broken_turn(), &params, &config)
     };
     launch(&mut device, 0).expect("no mistake");
-    // Its number comes last, its address anywhere.
+    // Allocated last, at any address.
     let other = device.upload(&[0u32; 4096]);
     let fault = launch(&mut device, 1).expect_err("a load before the wait");
     assert_eq!(fault.kind, Dependency, "{fault}");
@@ -299,14 +300,14 @@ fn turns_go_on_where_buffers_come_and_go() {
     launch(&mut device, 0).expect("no mistake, and marks of another size");
     launch(&mut device, 8).expect_err("a load by .nc");
     device.free(larger).expect("the device's own buffer");
-    // A device waits where memory is freed: nothing runs any more that could be met.
+    // Freeing memory waits for the device: afterwards no kernel runs that could race.
     launch(&mut device, 1).expect("nothing before it");
 }
 
 #[test]
 fn one_instruction_at_two_places() {
     let run = |how: u32, seed: u64| {
-        // 10 is wrong, and not seen.
+        // 10 is wrong, but not detected.
         let how = if how == 0 && seed.is_multiple_of(2) { 10 } else { how };
         Probe::new(broken_places_sm90a(), 128, 72 * 128, 512).n(&[how]).config(|c| c.seed(seed)).run()
     };

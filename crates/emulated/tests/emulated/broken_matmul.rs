@@ -1,4 +1,5 @@
-//! The matmul kernels' walk with one mistake each: the device names the mistake, or the logits are wrong.
+//! The main loop of the matmul kernels with one mistake each: the device names the mistake, or the logits are
+//! wrong.
 
 use crate::planted::record;
 use lmhead::backend::device::{NO_ADJUSTMENTS, NO_PARTIALS};
@@ -25,20 +26,20 @@ pub struct BrokenMatmulParams {
 // SAFETY: mirrors the struct of broken_matmul.h.
 unsafe impl Params for BrokenMatmulParams {}
 
-/// Three tiles of 64 ids, of which the last has a few and ends within 16 bytes, one of rows; four stages of k
-/// and a tail that ends within 16 bytes and lies where the tile of logits will.
+/// Three tiles of 64 ids, the last with few ids and an end within 16 bytes, and one tile of rows; four stages
+/// of k and a tail that ends within 16 bytes and lies where the tile of logits will.
 const VOCAB: usize = 150;
 const ROWS: usize = 13;
 const HIDDEN: usize = 4 * 64 + 21;
-/// Floats from row to row: 16 bytes are stored at once.
+/// Floats from row to row: stores are of 16 bytes.
 const PITCH: usize = VOCAB.next_multiple_of(4);
 
-/// The walk's tile.
+/// The tile of the kernel under test.
 pub fn tile(precision: Precision) -> &'static Tile {
-    precision.tiles().iter().find(|tile| (tile.ids, tile.rows) == (64, 16)).expect("a tile")
+    precision.tiles().iter().find(|tile| (tile.block_n, tile.block_m) == (64, 16)).expect("a tile")
 }
 
-/// No adjustments, onto logits and statuses.
+/// Parameters without adjustments, which write logits and statuses.
 pub fn product(logits: LogitMatrix, weights: WeightMatrix, rows: RowMatrix) -> MatmulParams {
     MatmulParams {
         weights,
@@ -58,12 +59,12 @@ pub fn product(logits: LogitMatrix, weights: WeightMatrix, rows: RowMatrix) -> M
 }
 
 /// bf16 bits of a small integer.
-fn integer(i: usize) -> (i32, u16) {
+pub fn integer(i: usize) -> (i32, u16) {
     let value = (i.wrapping_mul(2_654_435_761) >> 7) as i32 % 17 - 8;
     (value, half::bf16::from_f32(value as f32).to_bits())
 }
 
-/// A fault, as docs/faults.md has it.
+/// A fault in the words of docs/faults.md.
 pub fn told(fault: &Fault) -> String {
     format!("{:?} in {}", fault.kind, fault.instruction)
 }
@@ -74,7 +75,7 @@ pub enum Outcome {
     Fault(Fault),
 }
 
-/// Scores of the row's ids, by the definition.
+/// The id drawn from the row, by the definition.
 fn drawn(row: usize, logits: impl Iterator<Item = f32>) -> u32 {
     let words = philox::Words::new(SEED + row as u64, 3);
     let score = |(id, logit): (u32, f32)| {
@@ -85,23 +86,23 @@ fn drawn(row: usize, logits: impl Iterator<Item = f32>) -> u32 {
     (0u32..).zip(logits).map(score).reduce(larger).expect("ids").1
 }
 
-/// Of the rows that are drawn; so warm that the noise decides.
+/// Temperature of rows that are drawn, so high that the noise decides.
 const TEMPERATURE: f32 = 3000.0;
 const SEED: u64 = 77;
 const FIRST_ID: u32 = 640;
 
-/// What the walk leaves.
+/// What the kernel writes.
 #[derive(Clone, Copy, PartialEq)]
 enum Left {
     Logits,
-    /// Of each row and tile the id that is drawn.
+    /// For each row and tile the drawn id.
     Draws,
-    /// Of each row and tile how many ids beat a target.
+    /// For each row and tile the number of ids that beat a target.
     Counts,
 }
 
 impl Left {
-    /// What a mistake is about.
+    /// The output that a mistake is about.
     fn by(how: u32) -> Self {
         match how {
             ..50 => Left::Logits,
@@ -111,17 +112,17 @@ impl Left {
     }
 }
 
-/// Bytes of a row of a tile whose target is counted, and where the count is.
+/// Layout of a row's partial in a tile with a counted target.
 const COUNTED: PartialSpec = PartialSpec { k: 1, sum: false, targets: 1 };
 const COUNT_AT: usize = size_of::<PartialRow>() + size_of::<Candidate>();
 
-/// Of each row the id whose logit is its target's, and the target, which is told from it by its id.
+/// For each row an id with the logit of its target, and the target: only the ids differ.
 const TARGET: (usize, usize) = (70, 100);
 
-/// Runs the walk with mistake `how`. `offset` elements before the first row leave it aligned to an element
-/// only. With a `cap` the softcap comes in, which leaves nothing to compare with but the walk itself.
+/// Runs the kernel with mistake `how`. `offset` elements before the first row make it unaligned. With a `cap`
+/// there is a softcap, so that the result can only be compared with the correct kernel's.
 fn run(how: u32, seed: u64, (offset, cap, left): (usize, bool, Left), stages: usize) -> Outcome {
-    // The last row ends with its last element: what is read behind it is outside of the buffer.
+    // The last row ends with its last element: a read behind it is out of bounds.
     let pitch = HIDDEN.next_multiple_of(8);
     let nan = half::bf16::NAN.to_bits();
     let weights: Vec<u16> = (0..(VOCAB - 1) * pitch + HIDDEN)
@@ -137,7 +138,7 @@ fn run(how: u32, seed: u64, (offset, cap, left): (usize, bool, Left), stages: us
         .collect();
     let indices: Vec<i32> =
         (0..ROWS as i32).map(|i| if i == 4 { -1 } else { (i * 5) % ROWS as i32 }).collect();
-    let additions: Vec<u32> = (0..=ROWS as u32).map(|i| 2 * i).collect();
+    let logit_bias: Vec<u32> = (0..=ROWS as u32).map(|i| 2 * i).collect();
     let ids: Vec<u32> = (0..ROWS as u32).flat_map(|i| [i + 50, 128 + i]).collect();
 
     let mut device = Device::new();
@@ -166,10 +167,10 @@ fn run(how: u32, seed: u64, (offset, cap, left): (usize, bool, Left), stages: us
             source_rows: ROWS as u32,
         },
     );
-    product.adjustments.addition_offsets = device.upload_read_only(&additions).pointer();
-    product.adjustments.addition_ids = device.upload_read_only(&ids).pointer();
-    product.adjustments.addition_values = device.upload_read_only(&vec![0.5f32; ids.len()]).pointer();
-    // Zeros leave the logits as they are.
+    product.adjustments.logit_bias_offsets = device.upload_read_only(&logit_bias).pointer();
+    product.adjustments.logit_bias_ids = device.upload_read_only(&ids).pointer();
+    product.adjustments.logit_bias_values = device.upload_read_only(&vec![0.5f32; ids.len()]).pointer();
+    // Zero temperatures leave the logits as they are.
     product.adjustments.temperatures = device.upload_read_only(&[0f32; ROWS]).pointer();
     (product.vocab, product.row_count, product.hidden) = (VOCAB as u32, ROWS as u32, HIDDEN as u32);
     (product.stages, product.softcap) = (stages as u32, if cap { 50.0 } else { 0.0 });
@@ -215,7 +216,7 @@ fn run(how: u32, seed: u64, (offset, cap, left): (usize, bool, Left), stages: us
     }
     let tile = tile(Precision::Bf16);
     let shared = tile.shared_bytes(stages) as u32;
-    let config = LaunchConfig::new([VOCAB.div_ceil(tile.ids) as u32, 1, 1], [128, 1, 1]);
+    let config = LaunchConfig::new([VOCAB.div_ceil(tile.block_n) as u32, 1, 1], [128, 1, 1]);
     let config = config.shared(shared).seed(seed);
     let params = BrokenMatmulParams { product, how };
     if let Err(fault) = device.launch(&emulated_kernel!(broken_matmul: BrokenMatmulParams), &params, &config)
@@ -282,8 +283,8 @@ fn each_mistake_is_named() {
         (6, "groups that are never committed", &[Incomplete]),
         (10, "sums over stages that others still read", &[Race]),
         (11, "no barrier between sums and their softcap", &[Race]),
-        (12, "no barrier between softcap and additions", &[Race]),
-        (13, "no barrier between additions and the temperature", &[Race]),
+        (12, "no barrier between softcap and logit bias", &[Race]),
+        (13, "no barrier between logit bias and the temperature", &[Race]),
         (14, "no barrier between the temperature and the store", &[Race]),
         (20, "weights behind the last id", &[GlobalBounds]),
         (21, "the last stage taken for a whole one", &[GlobalBounds]),

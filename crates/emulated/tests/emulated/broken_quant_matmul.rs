@@ -1,4 +1,4 @@
-//! int8 rows: the product beside the kernel that quantises them, with one mistake each.
+//! int8 rows: the matmul overlapping with the kernel that quantises them, with one mistake each.
 
 use crate::broken_matmul::{BrokenMatmulParams, Outcome, product, tile, told};
 use crate::planted::record;
@@ -18,7 +18,7 @@ const VOCAB: usize = 150;
 const ROWS: usize = 13;
 const HIDDEN: usize = 4 * 128 + 21;
 
-/// Quantises the rows and multiplies with mistake `how`, by programmatic dependent launch.
+/// Quantises the rows and multiplies with mistake `how`, using programmatic dependent launch.
 fn run(how: u32, seed: u64) -> Outcome {
     let random = |i: usize| (i.wrapping_mul(2_654_435_761) >> 9) as i8;
     let pitch = HIDDEN.next_multiple_of(16);
@@ -31,7 +31,7 @@ fn run(how: u32, seed: u64) -> Outcome {
 
     let mut device = Device::new();
     let logits = device.upload(&[f32::NAN; ROWS * VOCAB]);
-    // What was there before does not matter: it is stored.
+    // The old contents do not matter: the status is stored.
     let status = device.upload(&[0xdead_beefu32; ROWS]);
     let quantised = device.upload(&vec![0x55u8; ROWS * pitch]);
     let row_scales = device.upload(&[f32::NAN; ROWS]);
@@ -78,7 +78,7 @@ fn run(how: u32, seed: u64) -> Outcome {
     (product.vocab, product.row_count, product.hidden) = (VOCAB as u32, ROWS as u32, HIDDEN as u32);
     let tile = tile(Precision::W8a8(DType::Bf16));
     let one = LaunchConfig::new([ROWS as u32, 1, 1], [256, 1, 1]).shared(32).seed(seed).threads(2);
-    let other = LaunchConfig::new([VOCAB.div_ceil(tile.ids) as u32, 1, 1], [128, 1, 1]);
+    let other = LaunchConfig::new([VOCAB.div_ceil(tile.block_n) as u32, 1, 1], [128, 1, 1]);
     let other = other.shared(tile.shared_bytes(4) as u32).seed(seed + 1);
     let quantize = emulated_kernel!(quantize_rows_bf16: QuantizeRowsParams);
     let multiply = emulated_kernel!(broken_quant_matmul: BrokenMatmulParams);

@@ -1,12 +1,12 @@
-//! The instructions that int8 is widened with, against exact arithmetic: `sub.f16x2`, `fma.bf16x2`, `prmt`,
-//! `cvt.rzi`; and loads of pairs.
+//! The instructions that convert int8, against exact arithmetic: `sub.f16x2`, `fma.bf16x2`, `prmt`,
+//! `cvt.rzi`; and 8-byte loads of pairs.
 
 use half::f16;
 use lmhead_emulated::FaultKind;
 use lmhead_emulated::probe::*;
 use lmhead_testkit::Random;
 
-/// `a - b` rounded once to nearest even, by comparing with both neighbours; f64 holds the difference of two
+/// `a - b` rounded once to nearest even, by comparison with both neighbours; f64 holds the difference of two
 /// f16 exactly.
 fn difference(a: u16, b: u16) -> u16 {
     let (x, y) = (f16::from_bits(a).to_f64(), f16::from_bits(b).to_f64());
@@ -14,12 +14,12 @@ fn difference(a: u16, b: u16) -> u16 {
     if exact.is_nan() {
         return 0x7fff;
     }
-    // From 65520 on, halfway to 2^16, to infinity.
+    // From 65520, halfway to 2^16, the result is infinity.
     if exact.abs() >= 65520.0 {
         return if exact < 0.0 { 0xfc00 } else { 0x7c00 };
     }
     let sign = if exact.is_sign_negative() { 0x8000 } else { 0 };
-    // The largest f16 that is not above the magnitude: bits order like values.
+    // The largest f16 not above the magnitude: bits order like values.
     let (mut low, mut high) = (0u16, 0x7c00u16);
     while high - low > 1 {
         let middle = low + (high - low) / 2;
@@ -31,8 +31,8 @@ fn difference(a: u16, b: u16) -> u16 {
     sign | if up { high } else { low }
 }
 
-/// `a·b + c` rounded once to nearest even: the product of two bf16 is exact in f64, and so is what their sum
-/// with a third leaves out.
+/// `a·b + c` rounded once to nearest even: in f64 the product of two bf16 is exact, and so is the rounding
+/// error of its sum with a third.
 fn fused(a: u16, b: u16, c: u16) -> u16 {
     let wide = |bits: u16| f64::from(f32::from_bits(u32::from(bits) << 16));
     let (product, addend) = (wide(a) * wide(b), wide(c));
@@ -41,7 +41,7 @@ fn fused(a: u16, b: u16, c: u16) -> u16 {
         return 0x7fff;
     }
     let sign = if sum.is_sign_negative() { 0x8000 } else { 0 };
-    // From halfway between the largest and 2^128 on, to infinity.
+    // From halfway between the largest bf16 and 2^128 the result is infinity.
     let (largest, beyond) = (wide(0x7f7f), 2f64.powi(128));
     if sum.abs() >= largest + (beyond - largest) / 2.0 {
         return sign | 0x7f80;
@@ -51,8 +51,8 @@ fn fused(a: u16, b: u16, c: u16) -> u16 {
         let middle = low + (high - low) / 2;
         if wide(middle) <= sum.abs() { low = middle } else { high = middle }
     }
-    // How the exact value lies to the middle between the neighbours: the middle is one of f64, and what is
-    // left of the larger addend without it too, where the sum is anywhere near.
+    // Compares the exact value with the midpoint of the neighbours. f64 holds the midpoint, and, where the
+    // sum is close to it, also the difference to the larger addend.
     let above = if high == 0x7f80 { beyond } else { wide(high) };
     let middle = wide(low) + (above - wide(low)) / 2.0;
     let middle = if sum.is_sign_negative() { -middle } else { middle };
@@ -62,7 +62,7 @@ fn fused(a: u16, b: u16, c: u16) -> u16 {
     sign | if past > 0.0 || (past == 0.0 && low % 2 == 1) { high } else { low }
 }
 
-/// Eight bytes, four picked; bit 3 of a digit spreads the sign (PTX ISA, "prmt").
+/// Selects four of eight bytes; bit 3 of a selector digit replicates the sign (PTX ISA, "prmt").
 fn permuted(low: u32, high: u32, selector: u32) -> u32 {
     let bytes = [low.to_le_bytes(), high.to_le_bytes()].concat();
     let byte = |i: usize| {
@@ -84,8 +84,8 @@ fn conversions_are_exact() {
     let mut random = Random(11);
     let mut words: Vec<[u32; 6]> = Vec::new();
     let pair = |low: u16, high: u16| u32::from(high) << 16 | u32::from(low);
-    // Every f16 less: what int8 is widened with, zeros, ends of the range, ties, and some others of each
-    // size.
+    // Every f16 minus: the constant that int8 is widened with, zeros, ends of the range, ties, and some
+    // values of each size.
     let mut others =
         vec![0x6480, 0, 0x8000, 1, 0x8001, 0x03ff, 0x0400, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7e00];
     others.extend(
@@ -97,19 +97,19 @@ fn conversions_are_exact() {
             words.push([pair(a, a + 1), pair(other, other), 0, 0, 0, in_turn]);
         }
     }
-    // Pairs of near sizes, and any.
+    // Pairs of similar size, and any pairs.
     for _ in 0..200_000 {
         let (a, b) = (random.next() as u32, random.next() as u32);
         let near = a & 0xfc00_fc00 ^ (b & 0x0fff_0fff) ^ (b & 0x8000_8000);
         words.push([a, if a.is_multiple_of(2) { near } else { b }, 0, 0, 0, (a >> 3) ^ b]);
     }
-    // Every selector of four digits over bytes of either sign, the upper half of the word ignored.
+    // Every selector of four digits over bytes of either sign; the upper half of the selector is ignored.
     for (selector, word) in words.iter_mut().enumerate() {
         let bytes = random.next();
         word[2..5].copy_from_slice(&[bytes as u32, (bytes >> 32) as u32, selector as u32]);
     }
     assert!(words.len() > 0x10000);
-    // Integers' ends, halves, infinities, NaN.
+    // Ends of the integer range, halves, infinities, NaN.
     let ends =
         [-0.5f32, 0.99, -0.99, 1.5, 2147483520.0, 2147483648.0, -2147483648.0, -2147483904.0, 1e30, -1e30];
     let ends = ends.into_iter().chain([f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN, -0.0, 1e-45]);
@@ -144,13 +144,13 @@ fn pairs_from_shared_memory() {
     }
 }
 
-/// What one thread of the probe puts out: seven f64, a shift, the funnel shift and leading zeros, then f32.
+/// Outputs of one thread of the probe: seven f64, a shift, the funnel shift and leading zeros, then f32.
 fn wide_arithmetic(a: f64, b: f64) -> [u64; 11] {
     let (bits, n) = (a.to_bits(), b.to_bits() as u32);
     let (low, high) = (bits as u32, (bits >> 32) as u32);
     let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
     let single = f32::from_bits(low);
-    // How far a NaN's payload goes is not promised, and which one this processor makes is not asked.
+    // NaN payloads are not promised, and this processor's own are not compared.
     let wide = |x: f64| if x.is_nan() { f64::NAN.to_bits() } else { x.to_bits() };
     let short = |x: f32| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
     let funnel = if n % 32 == 0 { high } else { high << (n % 32) | low >> (32 - n % 32) };
@@ -189,7 +189,7 @@ fn wide_arithmetic_is_rounded_once() {
     }
     for i in 0..200_000 {
         let (a, b) = (random.next(), random.next());
-        // Of any size, or near each other; ties of the rounding to f32; shifts of any number up to 127.
+        // Of any size, or near each other; ties of the rounding to f32; shift counts up to 127.
         pairs.push(match i % 4 {
             0 => [a, b],
             1 => [a, a ^ (b & 0x800f_ffff_0000_00ff)],
@@ -197,7 +197,7 @@ fn wide_arithmetic_is_rounded_once() {
             _ => [a >> (b % 64), b & !0xffff_ffff | (b & 127)],
         });
     }
-    // Every power of two and its neighbours, as single floats too.
+    // Every power of two and its neighbours, also as f32.
     pairs.extend((0..=255u64).flat_map(|e| (0..3).map(move |d| [((e << 23) + d).wrapping_sub(1), e])));
     let words: Vec<u32> = pairs.iter().flatten().flat_map(|&v| [v as u32, (v >> 32) as u32]).collect();
     let count = pairs.len() as u32;
@@ -214,7 +214,7 @@ fn wide_arithmetic_is_rounded_once() {
         }
         got[10] = if f32::from_bits(got[10] as u32).is_nan() { f32::NAN.to_bits().into() } else { got[10] };
         assert_eq!(got, wide_arithmetic(a, b), "{pair:016x?}");
-        // Within PTX's bounds; subnormals count as 0.
+        // Within PTX's error bounds; subnormals count as 0.
         let single = f32::from_bits(pair[0] as u32);
         let single = if single.is_subnormal() { 0.0 } else { single };
         let truth = f64::from(single).log2();

@@ -1,4 +1,4 @@
-//! Words of global memory that tell other kernels of data, and bulk copies to several blocks.
+//! Flags in global memory that announce data to other kernels, and bulk copies to several blocks.
 
 use lmhead_emulated::probe::*;
 
@@ -15,7 +15,7 @@ fn blocks_hand_each_other_words() {
         out = [1, 0].map(|other: usize| words[other].map(|word| word + round));
     }
     for seed in 0..20 {
-        // Each block on an OS thread of its own: it waits for the other one.
+        // Each block has an OS thread of its own, because it waits for the other block.
         let probe = Probe::new(probe_flags(), 32, 0, 144).n(&[rounds]).grid(2);
         let got = probe.config(|c| c.seed(seed).threads(2)).output();
         assert_eq!(got[..4], [rounds, rounds, 32 * rounds, 32 * rounds], "seed {seed}");

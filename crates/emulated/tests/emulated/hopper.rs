@@ -1,4 +1,4 @@
-//! What the instructions of sm_90a do: mbarriers, TMA, clusters, wgmma, registers, dependent launches.
+//! Semantics of the sm_90a instructions: mbarriers, TMA, clusters, wgmma, registers, dependent launches.
 
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 use lmhead_emulated::arithmetic::{Half, Path, multiply_step};
@@ -8,7 +8,8 @@ use lmhead_testkit::Random;
 
 const BASE: u32 = 1024;
 
-/// Where byte `at` of a tile at offset 0 lies (the address bits above a piece of 16 bytes choose its place).
+/// Where byte `at` of a tile at offset 0 lies (address bits above the 16-byte unit are XORed into its
+/// position).
 fn swizzled(swizzle: Swizzle, at: u32) -> usize {
     let address = BASE + at;
     let bits = match swizzle {
@@ -32,7 +33,7 @@ fn mbarriers() {
     }
 }
 
-/// A tile of `rows` of `row_bytes`, taken from (x, y) of a matrix of bytes, zeros outside of it.
+/// A tile of `rows` of `row_bytes` from (x, y) of a matrix of bytes, zero-filled outside of it.
 fn tile(
     matrix: &[u8],
     (columns, height): (i64, i64),
@@ -100,7 +101,7 @@ fn tma_loads_swizzle_and_fill_with_zeros() {
 #[test]
 fn bulk_loads_bring_bytes_as_they_lie() {
     let input: Vec<u32> = (0..4096u32).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
-    // Bytes, from, to, copies: single pieces, parts of rows of banks, all of what a stage of a kernel takes.
+    // (bytes, from, to, copies): single 16-byte units, parts of bank rows, a whole stage of a kernel.
     for (bytes, from, to, copies) in [
         (16, 0, 0, 1),
         (16, 16368, 48, 1),
@@ -193,11 +194,11 @@ fn multicast_reaches_every_block() {
 }
 
 /// A ring of stages that the blocks of a cluster fill for each other: tails, real hidden sizes, no false
-/// alarm.
+/// alarms.
 #[test]
 fn multicast_in_a_ring() {
-    use lmhead::backend::params::WgmmaCarrierParams;
-    use lmhead_emulated::carriers;
+    use lmhead::backend::params::WgmmaMicrokernelParams;
+    use lmhead_emulated::microkernels;
     for (vocab, row_count, hidden, seeds) in
         [(64u32, 64u32, 1024u32, 100), (100, 50, 400, 10), (128, 64, 4096, 2)]
     {
@@ -212,8 +213,8 @@ fn multicast_in_a_ring() {
         let out = device.alloc((vocab * row_count * 4) as usize).expect("room");
         let (w, x) = (device.upload_read_only(&weights), device.upload_read_only(&rows));
         let tiles =
-            |address, lines| carriers::tiles(address, 1, lines, hidden, 32).expect("the sizes are TMA's");
-        let params = WgmmaCarrierParams {
+            |address, lines| microkernels::tiles(address, 1, lines, hidden, 32).expect("the sizes are TMA's");
+        let params = WgmmaMicrokernelParams {
             weights: tiles(w.address(), vocab),
             rows: tiles(x.address(), row_count),
             out: out.pointer(),
@@ -221,9 +222,9 @@ fn multicast_in_a_ring() {
             row_count,
             hidden,
         };
-        let kernel = lmhead_emulated::emulated_kernel!(multicast_ring: WgmmaCarrierParams);
+        let kernel = lmhead_emulated::emulated_kernel!(multicast_ring: WgmmaMicrokernelParams);
         for seed in 0..seeds {
-            // An even number of blocks along the rows; the last may have none.
+            // An even number of blocks along the rows; the last block may have no rows.
             let grid = [vocab.div_ceil(64), row_count.div_ceil(32).next_multiple_of(2), 1];
             let config = LaunchConfig::new(grid, [256, 1, 1]).cluster([1, 2, 1]).shared(3 * (96 * 128 + 16));
             if let Err(fault) = device.launch(&kernel, &params, &config.seed(seed).threads(2)) {
@@ -256,8 +257,8 @@ fn clusters_reach_each_others_memory() {
     }
 }
 
-/// The image of `rows` of 32 bytes of k, at byte `k` of rows of the swizzle's width; without a swizzle in
-/// blocks of 8 x 16 bytes.
+/// Shared-memory image of `rows` of 32 bytes of k, at byte `k` of rows as wide as the swizzle; without a
+/// swizzle in core matrices of 8 x 16 bytes.
 fn operand_image(matrix: &[[u8; 32]], swizzle: Swizzle, k: usize) -> Vec<u8> {
     let width = match swizzle {
         Swizzle::None => {
@@ -318,7 +319,7 @@ fn wgmma(product: &Product, random: &mut Random) {
             })
             .collect();
 
-    // Each tile begins where the swizzle's pattern does.
+    // Each tile begins at a multiple of the swizzle's period.
     let mut image = operand_image(&a, swizzle, k);
     image.resize(image.len().next_multiple_of(1024), 0);
     let tile = image.len() as u32;

@@ -1,4 +1,4 @@
-//! What each instruction of sm_80 does, against its documentation written once more.
+//! Semantics of each sm_80 instruction, against its documentation implemented a second time.
 
 use lmhead_emulated::arithmetic::{Half, Path, multiply_step};
 use lmhead_emulated::probe::*;
@@ -60,8 +60,8 @@ fn stmatrix() {
     }
 }
 
-/// Words of a row of 32 bytes of k that a lane's registers hold, in the order of the fragments of a (16 rows)
-/// or b (8).
+/// Words of a row of 32 bytes of k that a lane's registers hold, in the fragment order of a (16 rows) or b (8
+/// rows).
 fn fragment(rows: &[[u32; 8]], lane: usize) -> Vec<u32> {
     let (group, t) = (lane / 4, lane % 4);
     match rows.len() {
@@ -257,7 +257,7 @@ fn atomics_within_a_block() {
 fn arithmetic_is_rounded_once() {
     use half::{bf16, f16};
     let mut random = Random(9);
-    // Every f16 with each rounding position near it, edges, and any bits.
+    // Every f16 and values at its rounding boundaries, edge cases, and any bits.
     let mut a: Vec<u32> =
         vec![0, 1 << 31, 0x7f80_0000, 0xff80_0000, 0x7fc0_0001, 0x7f7f_ffff, 1, 0x0080_0000];
     a.extend((0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32().to_bits()).flat_map(|x| {
@@ -310,7 +310,7 @@ fn geometry() {
     }
 }
 
-/// Two blocks of which `LMHEAD_EMULATED_TRACE` prints one: for the test below, as a process of its own.
+/// Two blocks, one of which `LMHEAD_EMULATED_TRACE` prints: run by the test below in a process of its own.
 #[test]
 #[ignore = "the next test starts it"]
 fn prints_its_trace() {

@@ -1,4 +1,4 @@
-//! The emulated CUDA device: its instructions, its checks, and the carrier kernels on it.
+//! The emulated CUDA device: its instructions, its checks, and the microkernels on it.
 #![allow(unsafe_code, reason = "parameters of kernels")]
 
 mod answer_sampling;
@@ -6,16 +6,19 @@ mod answer_sums;
 mod blame;
 mod broken;
 mod broken_flags;
+mod broken_held;
 mod broken_hopper;
 mod broken_matmul;
+mod broken_partials;
 mod broken_quant_matmul;
+mod broken_rows;
 mod broken_wgmma_matmul;
-mod carriers;
 mod conversions;
 mod flags;
 mod hopper;
 mod instructions;
 mod matmul_parts;
+mod microkernels;
 mod planted;
 mod probed;
 mod readme;

@@ -1,11 +1,11 @@
-//! Parts of the matmul kernels by themselves: tanh against libm's bits, which block computes which tile, the
-//! figures of the tiles.
+//! Parts of the matmul kernels by themselves: tanh against libm's bits, the assignment of tiles to blocks,
+//! the sizes of tiles.
 
 use lmhead::DType;
-use lmhead::plan::{Precision, STAGES};
+use lmhead::plan::Precision;
 use lmhead_emulated::probe::*;
 
-/// Compares `count` floats, with bits from `first` on in steps of `step`.
+/// Compares `count` floats whose bits begin at `first` in steps of `step`.
 fn tanh_is_libm_s(first: u32, step: u32, count: u32) {
     let probe = Probe::new(probe_tanh(), 256, 0, count as usize).n(&[first, step, count]);
     let out = probe.grid(count.div_ceil(64 * 256)).config(|c| c.checks(false).threads(2)).output();
@@ -19,11 +19,11 @@ fn tanh_is_libm_s(first: u32, step: u32, count: u32) {
 
 #[test]
 fn tanh_has_the_bits_of_libm() {
-    // Every 2^10-th of all floats of both signs, NaN and infinities among them, by an odd step that meets all
-    // last bits.
+    // About every 2^10-th float of both signs, with NaN and infinities; the step is odd, so that all low bits
+    // occur.
     tanh_is_libm_s(0, 1021, (1u64 << 32).div_ceil(1021) as u32);
-    // Where another formula begins, of tanh and of expm1 at 2a and -2a, and each power of two, around it on
-    // both sides.
+    // Where the formula changes, in tanh and in expm1 at 2a and -2a, and each power of two, with neighbours
+    // on both sides.
     let borders = [
         0,
         0x0080_0000,
@@ -50,11 +50,11 @@ fn tanh_has_the_bits_of_libm() {
     }
 }
 
-/// First id and first row of each of these blocks.
+/// First id and first row of the tile of each of these blocks.
 fn places(blocks: &[u32], rows: u32, ids: u32, tile: u32) -> Vec<(u32, u32)> {
     let count = blocks.len() as u32;
     let probe =
-        Probe::new(probe_place(), 256, 0, 2 * blocks.len()).input(blocks).n(&[count, rows, ids, tile]);
+        Probe::new(probe_tile_coord(), 256, 0, 2 * blocks.len()).input(blocks).n(&[count, rows, ids, tile]);
     let out = probe.grid(count.div_ceil(256)).config(|c| c.checks(false)).output();
     out.chunks(2).map(|pair| (pair[0], pair[1])).collect()
 }
@@ -64,13 +64,13 @@ fn every_tile_has_one_block() {
     for (tile, wide) in [(8, 64), (128, 128)] {
         for row_tiles in (1..=50).chain([63, 64, 65, 160]) {
             for id_tiles in [1, 2, 3, 7, 16, 17, 40] {
-                // Whole tiles, and one row and one id in the last.
+                // Complete tiles, and one row and one id in the last.
                 for tail in [0, 1] {
                     let (rows, ids) =
                         (row_tiles * tile - tail * (tile - 1), id_tiles * wide - tail * (wide - 1));
                     let blocks: Vec<u32> = (0..row_tiles * id_tiles).collect();
                     let mut found = places(&blocks, rows, ids, tile);
-                    // At most 16 tiles of rows share what they read of the weights, one behind the other.
+                    // At most 16 consecutive tiles of rows share what they read of the weights.
                     let together = found.chunks(row_tiles.min(16) as usize).next().expect("a block");
                     assert!(together.iter().all(|place| place.0 == 0));
                     found.sort_unstable();
@@ -86,7 +86,7 @@ fn every_tile_has_one_block() {
 
 #[test]
 fn the_last_blocks_of_the_largest_grids() {
-    // What plan.rs allows: 2^30 rows and ids, 2^31 - 1 blocks.
+    // The limits of plan.rs: 2^30 rows and ids, 2^31 - 1 blocks.
     for (rows, ids, tile) in [
         (1u32 << 30, 1u32, 8u32),
         (1, 1 << 30, 8),
@@ -102,7 +102,7 @@ fn the_last_blocks_of_the_largest_grids() {
         let numbers: Vec<u32> =
             (0..3000).map(|i| (blocks * i / 3000) as u32).chain([(blocks - 1) as u32]).collect();
         for (&block, place) in numbers.iter().zip(places(&numbers, rows, ids, tile)) {
-            // The rule once more, in 64 bits.
+            // The same rule, in 64 bits.
             let (block, group) = (u64::from(block), row_tiles.min(16) * id_tiles);
             let first = block / group * row_tiles.min(16);
             let width = (row_tiles - first).min(16);
@@ -126,13 +126,14 @@ fn tiles_are_as_the_plan_says() {
         Precision::W8a16(f16),
     ];
     let tiles: Vec<_> = precisions.iter().flat_map(|p| p.tiles().iter().map(move |tile| (p, tile))).collect();
-    let out = Probe::new(probe_tiles(), 1, 0, 8 * tiles.len() + 3).output();
-    let (head, figures) = out.split_at(3);
-    assert_eq!(head, [tiles.len(), *STAGES.start(), *STAGES.end()].map(|n| n as u32));
+    let out = Probe::new(probe_tiles(), 1, 0, 8 * tiles.len() + 1).output();
+    let (count, figures) = out.split_at(1);
+    assert_eq!(count, [tiles.len() as u32]);
     for ((precision, tile), figures) in tiles.into_iter().zip(figures.chunks(8)) {
         let (step, (warp_ids, warp_rows)) = (128 / precision.weight_bytes(), tile.warp());
         let (threads, stage) = (tile.threads() as usize, tile.shared_bytes(1));
-        let planned = [tile.ids, tile.rows, threads, warp_ids, warp_rows, stage, step, tile.blocks_per_sm];
+        let planned =
+            [tile.block_n, tile.block_m, threads, warp_ids, warp_rows, stage, step, tile.max_blocks_per_sm];
         assert_eq!(figures, planned.map(|n| n as u32), "{}", tile.kernel);
     }
 }

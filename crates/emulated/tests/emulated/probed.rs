@@ -1,11 +1,11 @@
-//! Each wrapper of `kernels/ptx` is called by a probe, whose results a test looks at. (That nvcc makes the
-//! instruction of it is tested in `crates/gpu/tests/machine_code`.)
+//! Each wrapper of `kernels/ptx` is called by a probe kernel whose results a test checks.
+//! (`crates/gpu/tests/machine_code` tests that nvcc makes the instruction of it.)
 
 use lmhead_emulated::FaultKind;
 use lmhead_emulated::probe::*;
 use std::collections::BTreeSet;
 
-// In the program: the GPU bundle runs it where there is no source.
+// Compiled into the program, because the GPU bundle runs it where there is no source.
 macro_rules! headers {
     ($($name:ident)*) => {
         [$((stringify!($name), include_str!(concat!("../../kernels/ptx/", stringify!($name), ".cuh")))),*]
@@ -30,7 +30,7 @@ fn every_wrapper_is_called() {
         .filter_map(|line| line.strip_prefix("#include \"ptx/")?.strip_suffix(".cuh\""));
     let named: BTreeSet<&str> = named.collect();
     assert_eq!(named, HEADERS.iter().map(|(name, _)| *name).collect(), "kernels/ptx.cuh and the list above");
-    // `PTX void name(`; the macro's own definition has no name behind it.
+    // Lines `PTX void name(`; the macro's own definition has no name after it.
     let lines = HEADERS.iter().flat_map(|(_, text)| text.lines());
     let names = lines.filter_map(|line| line.strip_prefix("PTX ")?.split('(').next());
     let names: BTreeSet<&str> = names.filter_map(|head| head.split_whitespace().last()).collect();

@@ -1,9 +1,9 @@
-//! The example of kernels/README.md: what it shows compiles, runs and is right.
+//! The example in kernels/README.md compiles, runs and is correct.
 
 use lmhead_emulated::emulated_kernel;
 use lmhead_emulated::{Device, Fault, LaunchConfig, Params};
 
-/// What `scripts/bindings` makes of the struct.
+/// The struct that `scripts/bindings` generates.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct AddOneParams {

@@ -1,4 +1,4 @@
-//! The kernels that only read: every word once, whatever the schedule.
+//! The read-only kernels read every word once, whatever the schedule.
 
 use lmhead::backend::params::{ReadBoxesParams, ReadBulkParams};
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
@@ -22,7 +22,7 @@ fn words(count: usize) -> (Vec<u32>, u32) {
 #[test]
 fn bulk_copies_read_every_word_once() {
     let kernel = emulated_kernel!(read_bulk: ReadBulkParams);
-    // Bytes, blocks, run: one piece, a stage and its neighbours, more blocks than stages, several rounds of
+    // (bytes, blocks, run): one unit, a stage and its neighbours, more blocks than stages, several rounds of
     // the ring.
     for (bytes, blocks, run) in [
         (16, 1, 1),
@@ -55,7 +55,7 @@ fn bulk_copies_read_every_word_once() {
 #[test]
 fn boxes_read_every_word_once() {
     let kernel = emulated_kernel!(read_boxes: ReadBoxesParams);
-    // Rows, bytes of a row, rows of a box, blocks: tails of rows, of columns and of a stage's boxes.
+    // (rows, bytes of a row, rows of a box, blocks): tails of rows, of columns and of a stage's boxes.
     for (rows, row_bytes, box_rows, blocks) in [
         (64, 128, 64, 1),
         (200, 640, 64, 2),

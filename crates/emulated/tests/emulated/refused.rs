@@ -1,5 +1,4 @@
-//! What the device refuses with an error, though a caller can ask for it: memory, grids, and maps that nobody
-//! made.
+//! Requests that the device refuses with an error: memory, grids, and tensor maps that no driver made.
 
 use lmhead::backend::params::TensorMap;
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
@@ -19,7 +18,8 @@ fn tma_with(words: &[(usize, u32)]) -> Result<Vec<u32>, Fault> {
     probe.run_with(|input, _| (map(input), NO_MAP))
 }
 
-/// Words: magic 0, address 2, columns 4, rows 6, pitch 8, box 10 and 11, bytes of an element 12, swizzle 13.
+/// Word numbers: magic 0, address 2, columns 4, rows 6, pitch 8, box 10 and 11, bytes of an element 12,
+/// swizzle 13.
 #[test]
 fn a_tensor_map_that_no_driver_made_is_a_fault_whatever_it_holds() {
     let good = tma_with(&[]).expect("as the driver made it");

@@ -1,4 +1,4 @@
-//! 16-bit matrix instructions give the bits that an H100 gave.
+//! 16-bit matrix instructions give the bits recorded on an H100.
 
 use lmhead_emulated::arithmetic::{Element, Half, Path, STEP, multiply_step, step_of_8, warp_tile};
 use lmhead_testkit::Random;
@@ -39,7 +39,7 @@ fn recorded_steps_have_the_bits_of_the_hardware() {
     assert_eq!(steps.len(), 223, "the file holds 223 steps of 16 products");
     for (number, step) in steps.iter().enumerate() {
         for path in [Path::Model, Path::Fast, Path::Portable, Path::Avx2] {
-            // Every column of the tile is the same step: none may depend on its neighbours.
+            // Every column of the tile has the same operands: none may depend on its neighbours.
             let a = step.a.repeat(2);
             let b = step.b.repeat(16);
             let mut d = vec![f32::from_bits(step.c); 32];
@@ -62,9 +62,9 @@ fn recorded_steps_of_8_products_too() {
     }
 }
 
-/// Bits that are near each other, far apart, subnormal, special or anything.
+/// Operands of similar size, far apart, subnormal, special, or any bits.
 fn operand() -> impl Strategy<Value = (u16, u16, u16)> {
-    // (least exponent field, span of fields, one in how many is any bits at all)
+    // (smallest exponent field, range of exponents, one in how many is any bits at all)
     (
         0u16..256,
         prop_oneof![Just(1u16), Just(4), Just(12), Just(40), Just(255)],
@@ -107,7 +107,7 @@ proptest! {
                     0 => 0,
                     1 => bits,
                     2..8 => bits & 0x807f_ffff | near << 23,
-                    // Near the products' own size.
+                    // Of about the products' own size.
                     _ => {
                         let field = (2 * u32::from(least % fields) + 400 - u32::from(fields)) % 255;
                         bits & 0x807f_ffff | field << 23
@@ -126,7 +126,7 @@ proptest! {
         prop_assert_eq!(&by(Path::Portable), &wanted);
         prop_assert_eq!(&by(Path::Avx2), &wanted);
 
-        // The tile of one mma.sync: the first eight columns, whose words lie the other way round.
+        // The tile of one mma.sync: the first eight columns, with the words of b transposed.
         let word = |pair: &[u16]| u32::from(pair[0]) | u32::from(pair[1]) << 16;
         let tile_a = std::array::from_fn(|i| word(&a[2 * i..]));
         let tile_b = std::array::from_fn(|i| word(&b[i % 8 * STEP + i / 8 * 2..]));

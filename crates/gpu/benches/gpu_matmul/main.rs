@@ -1,6 +1,5 @@
-//! What is measured on a GPU: whole heads beside roofs and peers, each request over the product alone,
-//! patterns of reading, four launches for a profiler; and criterion's view of some products.
-//!
+//! Measurements on a GPU: whole heads beside roofs and peers, each request over its matmul alone, read
+//! patterns, four launches for a profiler; and some matmuls under criterion.
 //! ```text
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul                             criterion's view
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- heads FILE SECONDS [KIND] [packed]
@@ -8,11 +7,11 @@
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- probes FILE SECONDS
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- profile | about
 //! ```
-//! `heads` writes JSON: all kinds of weights, each by a process of its own, or one (bf16, w8a8, w8a16, fp8),
-//! for which a file of the same run is gone on with. `packed`: of those only that have kernels for packed
-//! weights. `about` says device, driver, commit and date, as JSON.
-//! Options go to criterion. Without a GPU it says so and measures nothing. The bundle of `scripts/gpu-bundle`
-//! carries this program: `run.sh first`.
+//! `heads` writes JSON for all kinds of weights, each in a process of its own, or for one kind (bf16, w8a8,
+//! w8a16, fp8), which extends a file of the same run. `packed` limits it to kinds that have kernels for
+//! packed weights. `about` prints device, driver, commit and date as JSON. Options go to criterion. Without a
+//! GPU the program says so and measures nothing. The bundle of `scripts/gpu-bundle` contains this program:
+//! `run.sh first`.
 #![allow(unsafe_code, reason = "launches")]
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
@@ -24,13 +23,13 @@ use lmhead_gpu::{answers, probes};
 use std::path::Path;
 use std::process::ExitCode;
 
-const WANTED: &str = "wanted heads FILE SECONDS [KIND] [packed], answers FILE SECONDS, probes FILE SECONDS, \
+const WANTED: &str = "wanted heads FILE SECONDS [KIND], answers FILE SECONDS, probes FILE SECONDS, \
      profile, about, or options of criterion";
 
 enum Ask<'a> {
     About,
-    AllHeads(&'a Path, f64, Vec<Kind>),
-    Heads(&'a Path, f64, Kind, Vec<Kind>),
+    AllHeads(&'a Path, f64),
+    Heads(&'a Path, f64, Kind),
     Answers(&'a Path, f64),
     Probes(&'a Path, f64),
     Profile,
@@ -48,12 +47,8 @@ fn seconds(text: &str) -> Result<f64, String> {
 fn asked<'a>(args: &[&'a str]) -> Result<Ask<'a>, String> {
     match *args {
         ["about"] => Ok(Ask::About),
-        ["heads", file, time] => Ok(Ask::AllHeads(Path::new(file), seconds(time)?, KINDS.to_vec())),
-        ["heads", file, time, "packed"] => Ok(Ask::AllHeads(Path::new(file), seconds(time)?, Kind::packed())),
-        ["heads", file, time, kind, ref of @ ..] if matches!(of, [] | ["packed"]) => {
-            let of = if of.is_empty() { KINDS.to_vec() } else { Kind::packed() };
-            Ok(Ask::Heads(Path::new(file), seconds(time)?, Kind::named(kind)?, of))
-        }
+        ["heads", file, time] => Ok(Ask::AllHeads(Path::new(file), seconds(time)?)),
+        ["heads", file, time, kind] => Ok(Ask::Heads(Path::new(file), seconds(time)?, Kind::named(kind)?)),
         ["answers", file, time] => Ok(Ask::Answers(Path::new(file), seconds(time)?)),
         ["probes", file, time] => Ok(Ask::Probes(Path::new(file), seconds(time)?)),
         ["profile"] => Ok(Ask::Profile),
@@ -64,10 +59,10 @@ fn asked<'a>(args: &[&'a str]) -> Result<Ask<'a>, String> {
 }
 
 fn done(ask: &Ask<'_>) -> Result<(), String> {
-    if let Ask::AllHeads(file, seconds, kinds) = ask {
+    if let Ask::AllHeads(file, seconds) = ask {
         // No device is opened here: a process for each kind opens it.
         let program = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
-        return heads::write_all(&program, file, *seconds, kinds);
+        return heads::write_all(&program, file, *seconds);
     }
     let opened = CudaDevice::open(0).and_then(|device| {
         device.runs(lmhead::plan::Precision::Bf16)?;
@@ -83,7 +78,7 @@ fn done(ask: &Ask<'_>) -> Result<(), String> {
     match ask {
         Ask::About => println!("{}", about(&device)),
         Ask::AllHeads(..) => unreachable!("answered above"),
-        Ask::Heads(file, seconds, kind, of) => heads::write(&device, file, *seconds, (*kind, of))?,
+        Ask::Heads(file, seconds, kind) => heads::write(&device, file, *seconds, *kind)?,
         Ask::Answers(file, seconds) => answers::write(&device, file, *seconds)?,
         Ask::Probes(file, seconds) => probes::write(&device, file, *seconds)?,
         Ask::Profile => heads::profile(&device)?,
@@ -93,7 +88,7 @@ fn done(ask: &Ask<'_>) -> Result<(), String> {
 }
 
 fn main() -> ExitCode {
-    // Cargo's own come first.
+    // Cargo's own argument comes first.
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match asked(&args).and_then(|ask| done(&ask)) {
@@ -105,7 +100,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Time as the device counts it, between two events on a stream.
+/// Time by the device's clock, between two events on a stream.
 struct DeviceTime {
     stream: CudaStream,
     from: Event,

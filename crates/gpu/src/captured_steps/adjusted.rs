@@ -1,19 +1,19 @@
 //! Masks, logit bias and penalties of captured steps: in device memory, other ones in every replay.
 
 use super::{CAPACITY, Room};
-use lmhead::adjust::{Additions, Adjustments, Counts, Penalties};
+use lmhead::adjust::{Adjustments, Counts, LogitBias, Penalties};
 use lmhead::backend::DeviceAdjustments;
 use lmhead::backend::cuda::CudaDevice;
 use lmhead::backend::device::KernelDevice;
 use lmhead::memory::Span;
-use lmhead::result::{AdditionSpans, DeviceInputs, PenaltySpans};
+use lmhead::result::{DeviceInputs, LogitBiasSpans, PenaltySpans};
 use lmhead_testkit::Random;
 
 /// Adjustments of one row.
 #[derive(Debug, Clone)]
 pub(super) struct RowAdjustments {
     allowed: Vec<i32>,
-    additions: Vec<(i64, f32)>,
+    logit_bias: Vec<(i64, f32)>,
     /// Repetition, frequency, presence.
     penalties: [f32; 3],
     counts: Vec<(i64, u32, bool)>,
@@ -25,7 +25,7 @@ pub(super) struct RowAdjustments {
 pub(super) fn neutral(vocab: usize) -> RowAdjustments {
     RowAdjustments {
         allowed: vec![-1; vocab.div_ceil(32)],
-        additions: Vec::new(),
+        logit_bias: Vec::new(),
         penalties: [1.0, 0.0, 0.0],
         counts: Vec::new(),
         good: true,
@@ -34,7 +34,7 @@ pub(super) fn neutral(vocab: usize) -> RowAdjustments {
 
 /// Adjustments that add `bias` to logit 1.
 pub(super) fn biased(vocab: usize, bias: f32) -> RowAdjustments {
-    RowAdjustments { additions: vec![(1, bias)], ..neutral(vocab) }
+    RowAdjustments { logit_bias: vec![(1, bias)], ..neutral(vocab) }
 }
 
 /// A row of a head of that vocabulary, with as many entries as `of` says or fewer; one in seven is bad.
@@ -53,9 +53,9 @@ pub(super) fn random(random: &mut Random, of: DeviceAdjustments, vocab: usize) -
         let value = if random.below(6) == 0 { f32::NEG_INFINITY } else { 3.0 * random.normal() };
         (id(random), value)
     };
-    row.additions = (0..random.below(of.additions as usize + 1)).map(|_| bias(random)).collect();
+    row.logit_bias = (0..random.below(of.logit_bias as usize + 1)).map(|_| bias(random)).collect();
     if sorted {
-        row.additions.sort_by_key(|(id, _)| *id);
+        row.logit_bias.sort_by_key(|(id, _)| *id);
     }
     row.penalties = [[1.0, 0.8, 1.3][random.below(3)], random.normal(), random.normal()];
     let mut ids: Vec<i64> = (0..random.below(of.counts as usize + 1)).map(|_| id(random)).collect();
@@ -67,11 +67,11 @@ pub(super) fn random(random: &mut Random, of: DeviceAdjustments, vocab: usize) -
     let count = |id: i64| (id, random.below(5) as u32, random.below(2) == 0);
     row.counts = ids.into_iter().map(count).collect();
     let bad = random.below(14);
-    let (added, counted) = (of.additions > 0, of.counts > 0);
+    let (added, counted) = (of.logit_bias > 0, of.counts > 0);
     match bad {
-        0 if added => row.additions = vec![(0, 1.0); of.additions as usize + 1],
-        1 if added => row.additions = vec![(vocab as i64, 1.0)],
-        2 if added => row.additions = vec![(0, f32::NAN)],
+        0 if added => row.logit_bias = vec![(0, 1.0); of.logit_bias as usize + 1],
+        1 if added => row.logit_bias = vec![(vocab as i64, 1.0)],
+        2 if added => row.logit_bias = vec![(0, f32::NAN)],
         3 if counted => row.counts = (0..=of.counts).map(|id| (i64::from(id), 1, false)).collect(),
         4 if counted => row.counts = vec![(1, 1, false), (1, 2, true)],
         5 if counted => row.penalties[0] = 0.0,
@@ -85,7 +85,7 @@ pub(super) fn random(random: &mut Random, of: DeviceAdjustments, vocab: usize) -
 #[derive(Default)]
 pub(super) struct Lists {
     allowed: Vec<i32>,
-    additions: (Vec<usize>, Vec<i64>, Vec<f32>),
+    logit_bias: (Vec<usize>, Vec<i64>, Vec<f32>),
     penalties: [Vec<f32>; 3],
     counts: (Vec<usize>, Vec<i64>, Vec<u32>, Vec<bool>),
 }
@@ -93,13 +93,13 @@ pub(super) struct Lists {
 impl Lists {
     pub fn new<'a>(rows: impl Iterator<Item = &'a RowAdjustments>) -> Self {
         let mut all = Lists::default();
-        all.additions.0.push(0);
+        all.logit_bias.0.push(0);
         all.counts.0.push(0);
         for row in rows {
             all.allowed.extend(&row.allowed);
-            all.additions.1.extend(row.additions.iter().map(|(id, _)| *id));
-            all.additions.2.extend(row.additions.iter().map(|(_, value)| *value));
-            all.additions.0.push(all.additions.1.len());
+            all.logit_bias.1.extend(row.logit_bias.iter().map(|(id, _)| *id));
+            all.logit_bias.2.extend(row.logit_bias.iter().map(|(_, value)| *value));
+            all.logit_bias.0.push(all.logit_bias.1.len());
             all.penalties.iter_mut().zip(row.penalties).for_each(|(all, own)| all.push(own));
             all.counts.1.extend(row.counts.iter().map(|(id, ..)| *id));
             all.counts.2.extend(row.counts.iter().map(|(_, times, _)| *times));
@@ -111,13 +111,13 @@ impl Lists {
 
     /// What `of` names, in host memory.
     pub fn on_host(&self, of: DeviceAdjustments) -> Adjustments<'_> {
-        let (offsets, ids, values) = &self.additions;
+        let (offsets, ids, values) = &self.logit_bias;
         let [repetition, frequency, presence] = &self.penalties;
         let (count_offsets, count_ids, counts, in_prompt) = &self.counts;
         let counts = Counts { offsets: count_offsets, ids: count_ids, counts, in_prompt };
         Adjustments {
             allowed: of.allowed.then_some(&self.allowed),
-            additions: (of.additions > 0).then_some(Additions { offsets, ids, values }),
+            logit_bias: (of.logit_bias > 0).then_some(LogitBias { offsets, ids, values }),
             penalties: (of.counts > 0).then_some(Penalties { repetition, frequency, presence, counts }),
         }
     }
@@ -129,7 +129,7 @@ pub(super) struct Placed<'d> {
     vocab: usize,
     allowed: Room<'d>,
     /// Offsets, ids, values.
-    additions: [Room<'d>; 3],
+    logit_bias: [Room<'d>; 3],
     penalties: [Room<'d>; 3],
     /// Offsets, ids, counts, whether the prompt has them.
     counts: [Room<'d>; 4],
@@ -143,7 +143,8 @@ impl<'d> Placed<'d> {
             of,
             vocab,
             allowed: room(4 * CAPACITY * vocab.div_ceil(32)),
-            additions: [8 * (CAPACITY + 1), 8 * entries(of.additions), 4 * entries(of.additions)].map(room),
+            logit_bias: [8 * (CAPACITY + 1), 8 * entries(of.logit_bias), 4 * entries(of.logit_bias)]
+                .map(room),
             penalties: [4 * CAPACITY; 3].map(room),
             counts: [8 * (CAPACITY + 1), 8 * entries(of.counts), 4 * entries(of.counts), entries(of.counts)]
                 .map(room),
@@ -158,10 +159,10 @@ impl<'d> Placed<'d> {
         };
         let offsets = |of: &[usize]| of.iter().map(|&n| n as i64).collect::<Vec<i64>>();
         copy(&self.allowed, bytemuck::cast_slice(&all.allowed));
-        let [to_offsets, to_ids, to_values] = &self.additions;
-        copy(to_offsets, bytemuck::cast_slice(&offsets(&all.additions.0)));
-        copy(to_ids, bytemuck::cast_slice(&all.additions.1));
-        copy(to_values, bytemuck::cast_slice(&all.additions.2));
+        let [to_offsets, to_ids, to_values] = &self.logit_bias;
+        copy(to_offsets, bytemuck::cast_slice(&offsets(&all.logit_bias.0)));
+        copy(to_ids, bytemuck::cast_slice(&all.logit_bias.1));
+        copy(to_values, bytemuck::cast_slice(&all.logit_bias.2));
         self.penalties
             .iter()
             .zip(&all.penalties)
@@ -179,13 +180,13 @@ impl<'d> Placed<'d> {
             room.span(room.bytes)
         }
         let of = self.of;
-        let [offsets, ids, values] = &self.additions;
+        let [offsets, ids, values] = &self.logit_bias;
         let [repetition, frequency, presence] =
             [0, 1, 2].map(|i: usize| Some(self.penalties[i].span(4 * rows)));
         let [count_offsets, count_ids, counts, in_prompt] = &self.counts;
         DeviceInputs {
             allowed: of.allowed.then(|| self.allowed.span(4 * rows * self.vocab.div_ceil(32))),
-            additions: (of.additions > 0).then(|| AdditionSpans {
+            logit_bias: (of.logit_bias > 0).then(|| LogitBiasSpans {
                 offsets: offsets.span(8 * (rows + 1)),
                 ids: whole(ids),
                 values: whole(values),

@@ -73,7 +73,7 @@ impl<D: KernelDevice> Spoiled<'_, D> {
 }
 
 fn proof<D: KernelDevice>(device: &D, precision: Precision, layout: WeightLayout) -> Outcome {
-    // Rows of k that do not end with a piece of 16 bytes, picked by index, one of them twice.
+    // Rows of k that do not end with a vector of 16 bytes, picked by index, one of them twice.
     let operands = Operands::new(precision, 130, 200, 9).integers();
     let loaded = Loaded::with_layout(device, &operands, 9, layout).map_err(said)?;
     let projection = loaded.projection().map_err(said)?;

@@ -1,4 +1,4 @@
-//! Loaded shards on host memory that is not locked: how often their calls wait, and what they make and copy.
+//! Loaded shards with pageable host memory: how often their calls wait, and what they allocate and copy.
 
 use super::calls::counted;
 use super::child;
@@ -25,8 +25,8 @@ fn cuda() -> DeviceBackend<CudaDevice> {
     CudaDevice::open(0).expect("a device").backend()
 }
 
-/// `n` small integers, which differ from seed to seed: sums of their products are exact, so that the CPU
-/// backend has the same bits.
+/// `n` small integers that depend on the seed: sums of their products are exact, so that the CPU backend has
+/// the same bits.
 fn values(n: usize, seed: usize) -> Vec<bf16> {
     (0..n).map(|i| bf16::from_f32(((i * 7919 + seed) % 23) as f32 - 11.0)).collect()
 }
@@ -40,7 +40,7 @@ fn load(backend: &dyn Backend, shard: &Arc<HeadShard>) -> Box<dyn LoadedShard> {
     backend.load(shard, DType::Bf16).expect("memory")
 }
 
-/// The logits of some rows with their status words, and the best of each: two calls.
+/// The logits of some rows with their status words, and the best id of each: two calls.
 fn ask(loaded: &mut dyn LoadedShard, rows: HiddenRows, dtype: DType) -> (Vec<u8>, Vec<u32>, Vec<Best>) {
     answers(loaded, &Job { rows, epilogue: Epilogue::default(), adjustments: None, placed: None }, dtype, 3)
 }
@@ -54,7 +54,7 @@ fn a_call_waits_once_and_makes_nothing_that_an_earlier_one_made() {
 #[ignore = "needs the fake driver: a_call_waits_once_and_makes_nothing_that_an_earlier_one_made runs it"]
 fn in_child_waits() {
     let (cuda, cpu) = (cuda(), cpu());
-    // Rows of 50 elements are padded to 16 bytes on their way, rows of 203 logits on theirs.
+    // Rows of 50 elements and rows of 203 logits are padded to 16 bytes for the transfer.
     for (vocab, hidden) in [(203, 50), (192, 48)] {
         let shard = shard(vocab, hidden);
         let (mut on_cuda, mut on_cpu) = (load(&cuda, &shard), load(&cpu, &shard));
@@ -76,7 +76,7 @@ fn in_child_waits() {
             let got = ask(&mut *on_cuda, rows, dtype);
             let after = counted();
             assert_eq!(got, ask(&mut *on_cpu, rows, dtype), "call {i}, {vocab} x {hidden}");
-            // The first call makes what all use.
+            // The first call allocates what all calls use.
             if i > 0 {
                 assert_eq!(after[0], before[0] + 2, "waits of two calls, {i}, {vocab} x {hidden}");
                 assert_eq!(after[1..], before[1..], "call {i}, {vocab} x {hidden}");
@@ -93,7 +93,7 @@ fn what_does_not_fit_the_staged_memory_goes_in_parts() {
 #[test]
 #[ignore = "needs the fake driver: what_does_not_fit_the_staged_memory_goes_in_parts runs it"]
 fn in_child_parts() {
-    // Logits of a row at a time are held, and 4 KiB locked.
+    // Logits of one row at a time are held, and 4 KiB are locked.
     let (small, whole) = (cuda().staged(4096).held(1), cpu());
     let (vocab, hidden, rows) = (1003, 90, 70);
     let shard = shard(vocab, hidden);
@@ -104,7 +104,7 @@ fn in_child_parts() {
     for rows in [all, all.select(&picked).expect("rows")] {
         let before = counted();
         let got = ask(&mut *small, rows, DType::F32);
-        // 13 kB of rows and 281 kB of logits, of which candidates are found row by row.
+        // 13 kB of rows and 281 kB of logits, and the candidates of one row after the other.
         assert!(counted()[0] - before[0] >= 3 + 69 + 70, "{} waits", counted()[0] - before[0]);
         assert_eq!(got, ask(&mut *whole, rows, DType::F32));
     }
@@ -115,7 +115,7 @@ fn weights_are_shared_and_go_with_the_last_head() {
     child("backend::in_child_memory", &[("FAKE_MEMORY", "300000")]);
 }
 
-/// Of shards of 100 kB two fit, beside what calls use.
+/// Memory for two shards of 100 kB beside what calls use.
 #[test]
 #[ignore = "needs the fake driver: weights_are_shared_and_go_with_the_last_head runs it"]
 fn in_child_memory() {
@@ -129,7 +129,7 @@ fn in_child_memory() {
     let (one, two, three) = (shard(890, hidden), shard(900, hidden), shard(910, hidden));
     let mut first = load(&cuda, &one);
     let mut second = load(&cuda, &two);
-    // The host's copy is nobody's but the test's.
+    // Only the test still holds the host's copy.
     assert_eq!(Arc::strong_count(&one), 1);
     let refused = cuda.load(&three, DType::Bf16).map(|_| ()).expect_err("no memory").to_string();
     assert!(refused.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{refused}");
@@ -142,7 +142,7 @@ fn in_child_memory() {
     drop(another);
     let mut third = load(&cuda, &three);
     right(&mut *third, &three);
-    // What calls are short of is told, and the calls that fit go on.
+    // The error names the missing memory, and smaller calls still succeed.
     let many = values(60 * hidden, 3);
     let many = HiddenRows::new(bytemuck::cast_slice(&many), DType::Bf16, 60, hidden).expect("rows");
     let job = Job { rows: many, epilogue: Epilogue::default(), adjustments: None, placed: None };

@@ -1,11 +1,11 @@
-//! The library as an engine calls it: products on streams and in contexts of its own, in graphs, from many
+//! The library as an engine calls it: matmuls on the engine's streams and contexts, in graphs, from many
 //! threads.
 
 use super::{child, child_and_end, count};
 use lmhead::DType;
 use lmhead::backend::cuda::fatbins::{Capability, EMBEDDED, Fatbin};
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event, Graph};
-use lmhead::backend::device::{Call, KernelDevice};
+use lmhead::backend::device::{KernelDevice, MatmulCall};
 use lmhead::plan::{Precision, WeightLayout};
 use lmhead_emulated::EmulatedDevice;
 use lmhead_gpu::operands::{Loaded, Operands, Output};
@@ -16,19 +16,19 @@ use std::path::PathBuf;
 
 const ROWS: usize = 11;
 
-/// Operands that differ from number to number; w8a8, which is two kernels.
+/// Operands that depend on `number`, in w8a8, which takes two kernels.
 pub fn operands(number: usize) -> Operands {
     Operands::new(Precision::W8a8(DType::Bf16), 200 + number, 48, ROWS)
 }
 
-/// The operands on a device, weights row behind row as every device takes them, and room for f32 logits.
+/// The operands on a device, with row-major weights as every device takes them, and memory for f32 logits.
 pub fn load<'d, D: KernelDevice>(device: &'d D, operands: &Operands) -> (Loaded<'d, D>, Output<D>) {
     let loaded = Loaded::with_layout(device, operands, ROWS, WeightLayout::Rows).expect("a product");
     let out = loaded.output(ROWS, None, DType::F32, 1).expect("memory");
     (loaded, out)
 }
 
-/// Queues it, without waiting.
+/// Queues the matmul without waiting.
 pub fn queue<D: KernelDevice>(
     loaded: &Loaded<'_, D>,
     out: &Output<D>,
@@ -38,7 +38,7 @@ pub fn queue<D: KernelDevice>(
     unsafe { loaded.matmul.run(loaded.device, stream, &loaded.call(out)) }
 }
 
-/// What the emulated device computes.
+/// The emulated device's result.
 fn truth(operands: &Operands) -> Vec<u8> {
     let device = EmulatedDevice::new(0);
     let (loaded, out) = load(&device, operands);
@@ -69,13 +69,13 @@ fn in_child_graph() {
     for _ in 0..2 {
         loaded.poison(&out).expect("memory");
         from.record(stream).expect("a mark");
-        // SAFETY: all of it lives until the wait below.
+        // SAFETY: everything it uses lives until the wait below.
         unsafe { graph.launch(stream) }.expect("a replay");
         to.record(stream).expect("a mark");
         assert!(from.seconds_to(&to).expect("a time") > 0.0);
         loaded.equals_bytes(&out, &truth).expect("a replay's bits");
     }
-    // What must not be in a graph ends the recording with an error, and the stream goes on.
+    // Calls that a graph cannot contain end the capture with an error, and the stream stays usable.
     let error = Graph::capture(&device, stream, || device.wait(stream)).expect_err("a wait").to_string();
     assert!(error.contains("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"), "{error}");
     let error =
@@ -89,16 +89,16 @@ fn in_child_graph() {
     loaded.equals_bytes(&out, &truth).expect("eager bits");
 }
 
-/// Capabilities of every generation, and of devices that share another one's code.
+/// Compute capabilities of every generation, some of which share another one's code.
 const CAPABILITIES: [u32; 9] = [80, 86, 89, 90, 100, 103, 110, 120, 121];
 
-/// A capability by its digits, as names of architectures and drivers have it.
+/// A capability from its digits as in names of architectures.
 fn capability(digits: u32) -> Capability {
     Capability(digits / 10, digits % 10)
 }
 
-/// The architecture of what a driver takes of the kernels for such a device, as the library says it; where it
-/// is told to load PTX, the newest. None where this build has nothing for it.
+/// The architecture of the kernels' code that a driver loads for such a device, by the library's rule; with
+/// `only_ptx`, the newest PTX. `None` where this build has nothing for it.
 fn loaded_code(device: u32, only_ptx: bool) -> Option<u32> {
     let fatbin = EMBEDDED.iter().find(|fatbin| fatbin.name == "pack_rows_sm80").expect("a file");
     let number = |name: &str| -> u32 { name.split_once('_').expect("a name").1.parse().expect("a number") };
@@ -109,7 +109,7 @@ fn loaded_code(device: u32, only_ptx: bool) -> Option<u32> {
     ptx.map(|name| number(name)).filter(|code| *code <= device).max()
 }
 
-/// Runs `run` as each device that this build has code for, and what that is.
+/// Calls `run` for each device that this build has code for, with that code's architecture.
 fn on_each_device(run: impl Fn([(&str, &str); 2], u32)) {
     let mut devices = 0;
     for capability in CAPABILITIES {
@@ -127,12 +127,12 @@ fn on_each_device(run: impl Fn([(&str, &str); 2], u32)) {
 fn launches_may_overlap_where_the_loaded_code_waits() {
     let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fake-driver-pair");
     on_each_device(|[device, ptx], code| {
-        // Code for 8.0 does not wait for the kernel before, so it may not begin beside it.
+        // Code for 8.0 does not wait for the previous kernel, so it must not overlap with it.
         let overlap = if code >= 90 { " programmatic 1" } else { "" };
         let _ = std::fs::remove_file(&log);
         child("calls::in_child_pair", &[device, ptx, ("FAKE_LOG", log.to_str().expect("text"))]);
         let text = std::fs::read_to_string(&log).expect("a log");
-        // Without those that make the operands.
+        // Leaves out the launches that make the operands.
         let lines = text.lines().filter(|line| !line.starts_with("fill "));
         let lines: Vec<&str> = lines.map(|line| line.split(" sizes").next().unwrap_or(line)).collect();
         let multiply =
@@ -149,21 +149,21 @@ fn the_driver_loads_the_code_that_the_library_says() {
     child("calls::in_child_embedded_images", &[]);
 }
 
-/// What the fake driver takes for a device, by a reading of the fatbin of its own.
+/// What the fake driver chooses for a device, with its own reader of fatbins.
 fn taken(image: &[u8], device: u32) -> Option<&'static str> {
     type Function = unsafe extern "C" fn(*const u8, i32, i32) -> *const c_char;
-    // SAFETY: the fake driver's own function, of that type; the image is whole.
+    // SAFETY: the fake driver's own function, with its type; the image is complete.
     let name = unsafe {
         let choice = cudarc::driver::sys::culib().get::<Function>(b"fake_choice\0");
         choice.expect("the fake driver")(image.as_ptr(), device as i32, 0)
     };
-    // SAFETY: null, or text that ends with 0 and stays until the next call of this thread.
+    // SAFETY: null, or a C string that stays valid until the next call of this thread.
     let name = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) });
     let name = name.map(|name| name.to_str().expect("ASCII"));
     name.map(|name| names().into_iter().find(|known| *known == name).expect("a name that was in the image"))
 }
 
-/// What images may be for.
+/// Architectures of images.
 const NAMES: &str = "sm_75 sm_80 sm_86 sm_87 sm_89 sm_90 sm_90a sm_100 sm_100a sm_103 sm_110 sm_120 sm_121 \
                      compute_75 compute_80 compute_90 compute_100 compute_120";
 
@@ -171,7 +171,7 @@ fn names() -> Vec<&'static str> {
     NAMES.split(' ').collect()
 }
 
-/// A fatbin of empty images, as nvcc lays it out (`Entry` of `crates/gpu/fake_driver/kernel.cpp`).
+/// A fatbin of empty images in nvcc's layout (`Entry` of `crates/gpu/fake_driver/kernel.cpp`).
 fn fatbin(names: &[&str]) -> Vec<u8> {
     let entry = |name: &&str| {
         let (kind, number) = name.split_once('_').expect("a name");
@@ -199,7 +199,7 @@ proptest! {
     }
 }
 
-/// The same of every file of this build, on every device.
+/// The same for every file of this build, on every device.
 #[test]
 #[ignore = "needs the fake driver: the_driver_loads_the_code_that_the_library_says runs it"]
 fn in_child_embedded_images() {
@@ -225,7 +225,7 @@ fn nothing_on_the_hot_path_waits_allocates_or_loads() {
     child("calls::in_child_hot_path", &[]);
 }
 
-/// What a launch may not do, as the fake driver counts it.
+/// The fake driver's counts of what a launch must not do.
 pub fn counted() -> [i64; 6] {
     ["waits", "allocations", "loads", "lazy kernels", "lazy graphs", "slow copies"].map(count)
 }
@@ -239,13 +239,13 @@ fn in_child_hot_path() {
     let stream = device.on(&own);
     // The first launches of these kernels in this process.
     for rows in 1..=ROWS {
-        let call = Call { rows, ..loaded.call(&out) };
+        let call = MatmulCall { rows, ..loaded.call(&out) };
         let before = counted();
         // SAFETY: the product and its output live until the wait below.
         unsafe { loaded.matmul.run(&device, stream, &call) }.expect("it runs");
         assert_eq!(counted(), before, "{rows} rows");
         device.wait(stream).expect("it runs");
-        // The fake driver refuses all that while a thread records, too.
+        // The fake driver also refuses all of that while a thread captures.
         // SAFETY: as above.
         let run = || unsafe { loaded.matmul.run(&device, stream, &call) };
         let graph = Graph::capture(&device, stream, run).expect("nothing that a graph cannot hold");
@@ -263,7 +263,7 @@ fn a_kernel_or_a_graph_that_a_launch_must_load_is_counted() {
     assert!(end.ends_with("\n1 kernels and 1 graphs loaded by a launch\n"), "{end}");
 }
 
-/// What this crate does not do: launches without a load before.
+/// Launches without loading the kernel first, which this crate never does.
 #[test]
 #[ignore = "needs the fake driver: a_kernel_or_a_graph_that_a_launch_must_load_is_counted runs it"]
 fn in_child_lazy() {
@@ -272,7 +272,7 @@ fn in_child_lazy() {
     let own = device.open_stream().expect("a stream");
     let stream = own.handle().as_raw().cast();
     let fatbin = lmhead::backend::cuda::fatbins::with_kernel("read_stream").expect("a kernel file");
-    // SAFETY: a fatbin of this build; the fake driver runs no launch where it writes a log.
+    // SAFETY: a fatbin of this build; the fake driver does not execute launches while it writes a log.
     let launches = || unsafe {
         let module = result::module::load_data(fatbin.bytes.as_ptr().cast())?;
         let function = result::module::get_function(module, c"read_stream".to_owned())?;
@@ -331,7 +331,7 @@ fn in_child_failing_replay() {
     let stream = device.on(&own);
     let work = || queue(&loaded, &out, stream);
     let graph = Graph::capture(&device, stream, || work().and_then(|()| work())).expect("a graph");
-    // Two launches that end well, and are the last ones that were not a replay.
+    // Two launches that succeed, the last ones before the replay.
     work().expect("it runs");
     device.wait(stream).expect("it runs");
     // SAFETY: the product and its output live until the wait.
@@ -348,7 +348,7 @@ fn an_engines_context_and_stream_are_used_and_left_as_they_were() {
 #[ignore = "needs the fake driver: an_engines_context_and_stream_are_used_and_left_as_they_were runs it"]
 fn in_child_engine() {
     use cudarc::driver::result;
-    // The engine works on device 1, while the thread's current context is device 0's.
+    // The engine uses device 1, while the thread's current context is device 0's.
     lmhead::backend::cuda::driver().expect("a driver");
     // SAFETY: contexts and a stream of this test, released below.
     let (mine, other, stream) = unsafe {
@@ -374,7 +374,7 @@ fn in_child_engine() {
         assert_eq!(result::ctx::get_current(), Ok(Some(other)));
     }
     assert_eq!(result::ctx::get_current(), Ok(Some(other)));
-    // SAFETY: as above; the stream is still there, since it is the engine's.
+    // SAFETY: as above; the stream still exists, because the engine owns it.
     unsafe {
         result::ctx::set_current(mine).expect("current");
         result::stream::synchronize(stream).expect("a live stream");
@@ -435,7 +435,7 @@ fn in_child_ranges() {
 
     let (loaded, out) = load(&device, &operands(5));
     let call = loaded.call(&out);
-    let little = Call { workspace_bytes: call.workspace_bytes - 1, ..call };
+    let little = MatmulCall { workspace_bytes: call.workspace_bytes - 1, ..call };
     // SAFETY: refused before anything is launched.
     let error = unsafe { loaded.matmul.run(&device, device.stream(), &little) }.expect_err("too little");
     let wanted = format!("workspace: wanted {} bytes for {ROWS} rows", call.workspace_bytes);

@@ -1,5 +1,4 @@
-//! Devices that are lost: by errors after which a driver answers nothing else, and by kernels that do not
-//! end.
+//! Lost devices: after errors that a driver does not recover from, and with kernels that never end.
 
 use super::calls::{load, operands, queue};
 use super::child_and_end;
@@ -7,11 +6,11 @@ use cudarc::driver::result;
 use lmhead::Error;
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event, Graph, Launch};
 use lmhead::backend::device::KernelDevice;
-use lmhead::backend::params::{MmaCarrierParams, ReadStreamParams};
+use lmhead::backend::params::{MmaMicrokernelParams, ReadStreamParams};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Launches that make the operands, before those that are meant.
+/// Skips the launches that make the operands.
 const FILLS: (&str, &str) = ("FAKE_FROM", "2");
 
 const ERRORS: [(&str, &str, &str); 12] = [
@@ -79,7 +78,7 @@ fn in_child_refused() {
     device.filled(16, 1).expect("memory");
 }
 
-/// The fake driver ends a process that waits for such a kernel by a call that knows no deadline.
+/// The fake driver ends a process that waits for such a kernel with a call that has no deadline.
 #[test]
 fn kernels_that_do_not_end_are_given_up() {
     for way in ["stream", "event", "copy", "buffer", "stream's end", "kernel", "nothing"] {
@@ -90,7 +89,7 @@ fn kernels_that_do_not_end_are_given_up() {
     }
 }
 
-/// The driver waits for those before it frees memory, and of an engine's stream nobody asks.
+/// Freeing memory waits for these kernels in the driver, and nobody can query an engine's stream.
 #[test]
 fn a_kernel_on_an_engines_stream_that_does_not_end_stops_no_drop() {
     let began = Instant::now();
@@ -131,7 +130,7 @@ fn in_child_busy() {
         let done = device.wait(stream).and_then(|()| {
             drop(device.filled(64, 0)?);
             drop(device.staging(64)?);
-            device.kernel::<MmaCarrierParams>("carrier_mma_s8_sm80").map(drop)
+            device.kernel::<MmaMicrokernelParams>("microkernel_mma_s8_sm80").map(drop)
         });
         let took = began.elapsed();
         ends.store(true, Ordering::Relaxed);
@@ -141,7 +140,7 @@ fn in_child_busy() {
     assert_eq!(device.lost(), None);
 }
 
-/// Also where nothing is left but the device itself.
+/// Also when nothing but the device itself is left.
 #[test]
 fn a_device_that_is_closed_does_not_wait_for_ever() {
     let began = Instant::now();
@@ -155,8 +154,8 @@ fn in_child_closes() {
     let device = CudaDevice::open(0).expect("a device");
     device.set_patience(Duration::from_millis(50));
     let kernel = device.kernel::<ReadStreamParams>("read_stream").expect("a kernel");
-    let params = ReadStreamParams { data: std::ptr::null(), pieces: 0, out: std::ptr::null_mut() };
-    // SAFETY: of no pieces none is read, and the fake driver does not run it.
+    let params = ReadStreamParams { data: std::ptr::null(), vectors: 0, out: std::ptr::null_mut() };
+    // SAFETY: with no pieces nothing is read, and the fake driver does not execute it.
     unsafe { kernel.launch(&Launch::new([1, 1, 1], [512, 1, 1]), &params) }.expect("a launch");
 }
 
@@ -176,7 +175,7 @@ fn in_child_hang() {
     let buffer = device.filled(64, 0).expect("memory");
     device.set_patience(Duration::from_millis(50));
     let on = if way == "engine's stream" { theirs } else { stream };
-    // SAFETY: its memory is given up with the device.
+    // SAFETY: its memory is leaked with the lost device.
     unsafe { graph.launch(on) }.expect("launches");
     event.record(on).expect("a mark");
     let waited = match way.as_str() {
@@ -191,8 +190,8 @@ fn in_child_hang() {
             drop(own);
             device.synchronize()
         }
-        // One that is loaded already, and none the less.
-        "kernel" => device.kernel::<MmaCarrierParams>("carrier_mma_s8_sm80").map(drop),
+        // A kernel that is loaded already fails, too.
+        "kernel" => device.kernel::<MmaMicrokernelParams>("microkernel_mma_s8_sm80").map(drop),
         // Only the drops at the end of this function.
         _ => Ok(()),
     };

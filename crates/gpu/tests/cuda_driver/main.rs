@@ -1,6 +1,6 @@
 //! The CUDA backend without a GPU: a fake `libcuda.so` (`crates/gpu/fake_driver`) stands in for drivers that
-//! are too old, find no device, know older devices or fail. Kernels run on the emulated device inside of it,
-//! or are written down. The program on it: `crates/cli/tests/cuda_driver`.
+//! are too old, find no device, know older devices or fail. It runs kernels on the emulated device or logs
+//! them. Tests of the command-line program on it: `crates/cli/tests/cuda_driver`.
 #![allow(unsafe_code, reason = "the driver's interface")]
 #![cfg(target_os = "linux")]
 
@@ -12,7 +12,7 @@ mod nccl;
 mod shards;
 
 use lmhead::backend::cuda::{CudaDevice, Launch, encode};
-use lmhead::backend::params::MmaCarrierParams;
+use lmhead::backend::params::MmaMicrokernelParams;
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 use lmhead_gpu::about::about;
 use lmhead_gpu::{answers, heads, kernels, probes, products};
@@ -20,23 +20,23 @@ use std::ffi::c_char;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const KERNEL: &str = "carrier_mma_s8_sm80";
+const KERNEL: &str = "microkernel_mma_s8_sm80";
 
 /// The folder of the fake `libcuda.so`.
 fn fake_driver() -> &'static Path {
     lmhead_gpu::fake_driver::folder(Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
-/// This program again, running one of the tests below that need the fake driver, with what it shall say: the
-/// child's output.
+/// Runs this program again with one of the tests below that need the fake driver, whose behaviour `says`
+/// sets; returns the child's output.
 fn child(test: &str, says: &[(&str, &str)]) -> String {
     let (text, end) = child_and_end(test, says);
-    // Whatever a child does: kernels and graphs are on the device before they are launched.
+    // Whatever a child does, kernels and graphs are loaded before they are launched.
     assert!(end.ends_with("\n0 kernels and 0 graphs loaded by a launch\n"), "{test}, {says:?}: {end}");
     text
 }
 
-/// The same, with what the fake driver wrote at its end.
+/// As `child`, with what the fake driver wrote at its end.
 fn child_and_end(test: &str, says: &[(&str, &str)]) -> (String, String) {
     let end = tempfile::NamedTempFile::new().expect("a file");
     let mut command = Command::new(std::env::current_exe().expect("a program"));
@@ -49,12 +49,13 @@ fn child_and_end(test: &str, says: &[(&str, &str)]) -> (String, String) {
     (text, std::fs::read_to_string(end.path()).expect("an end"))
 }
 
-/// What the fake driver, in a child, has done so far on all devices: `Counts` of `crates/gpu/fake_driver`.
+/// How often the fake driver, in a child, has done something on all devices: `Counts` of
+/// `crates/gpu/fake_driver`.
 fn count(what: &str) -> i64 {
     counted(what, -1)
 }
 
-/// The same on one device.
+/// As `count`, on one device.
 #[cfg(feature = "nccl")]
 fn count_on(what: &str, device: u32) -> i64 {
     counted(what, device as i32)
@@ -63,7 +64,7 @@ fn count_on(what: &str, device: u32) -> i64 {
 fn counted(what: &str, device: i32) -> i64 {
     type Function = unsafe extern "C" fn(*const c_char, i32) -> i64;
     let what = std::ffi::CString::new(what).expect("a name");
-    // SAFETY: the fake driver's own function, of that type.
+    // SAFETY: the fake driver's own function, with its type.
     let count = unsafe {
         let function = cudarc::driver::sys::culib().get::<Function>(b"fake_count\0");
         function.expect("the fake driver")(what.as_ptr(), device)
@@ -79,8 +80,8 @@ fn what_is_launched_is_what_was_asked() {
     child("in_child_launches", &[("FAKE_LOG", log.to_str().expect("text"))]);
     assert_eq!(
         std::fs::read_to_string(log).expect("a log"),
-        "carrier_mma_s8_sm80 grid 4 2 1 block 128 1 1 shared 81920 carveout 100 sizes 100 3 48\n\
-         carrier_mma_s8_sm80 grid 4 2 1 block 128 1 1 shared 0 carveout 100 cluster 2 1 1 programmatic 1 sizes 100 3 48\n"
+        "microkernel_mma_s8_sm80 grid 4 2 1 block 128 1 1 shared 81920 carveout 100 sizes 100 3 48\n\
+         microkernel_mma_s8_sm80 grid 4 2 1 block 128 1 1 shared 0 carveout 100 cluster 2 1 1 programmatic 1 sizes 100 3 48\n"
     );
 }
 
@@ -89,19 +90,19 @@ fn failures_are_told_with_kernel_shape_and_the_drivers_words() {
     for (says, wanted) in [
         (("FAKE_DEVICES", "0"), "CUDA device: wanted at least one, got none; look at nvidia-smi"),
         (("FAKE_VERSION", "11080"), "got one for CUDA 11.8; install NVIDIA's driver (5"),
-        (("FAKE_CAPABILITY", "75"), "kernels/carriers/mma_s8_sm80.cu: wanted a device that runs sm_80, "),
+        (("FAKE_CAPABILITY", "75"), "kernels/microkernels/mma_s8_sm80.cu: wanted a device that runs sm_80, "),
         (
             ("FAKE_LOAD", "209"),
-            "kernels/carriers/mma_s8_sm80.cu on Fake 0: CUDA_ERROR_NO_BINARY_FOR_GPU: the driver's own words; the driver is older",
+            "kernels/microkernels/mma_s8_sm80.cu on Fake 0: CUDA_ERROR_NO_BINARY_FOR_GPU: the driver's own words; the driver is older",
         ),
         (
             ("FAKE_LAUNCH", "700"),
-            "kernel carrier_mma_s8_sm80 (sm_90), grid [4, 2, 1], block [128, 1, 1], 81920 bytes of shared memory: \
+            "kernel microkernel_mma_s8_sm80 (sm_90), grid [4, 2, 1], block [128, 1, 1], 81920 bytes of shared memory: \
              CUDA_ERROR_ILLEGAL_ADDRESS: the driver's own words; the device is lost to this process",
         ),
         (
             ("FAKE_RUN", "700"),
-            "Fake 0, after kernel carrier_mma_s8_sm80 (sm_90), grid [4, 2, 1], block [128, 1, 1], 81920 bytes of shared memory: \
+            "Fake 0, after kernel microkernel_mma_s8_sm80 (sm_90), grid [4, 2, 1], block [128, 1, 1], 81920 bytes of shared memory: \
              CUDA_ERROR_ILLEGAL_ADDRESS",
         ),
     ] {
@@ -132,7 +133,7 @@ fn in_child_products() {
     }
 }
 
-/// With programs that stand in for nvidia-smi and PyTorch.
+/// With stand-in programs for nvidia-smi and PyTorch.
 #[test]
 fn whole_heads_are_measured_with_their_roofs_and_peers() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -143,7 +144,7 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
     let (stand_ins, peers, file) = (text(stand_ins), text(peers), text(folder.path().join("out.json")));
     let measured = |what: &str, more: &[(&str, &str)]| -> serde_json::Value {
         let says = [("LMHEAD_GPU_SMALL", "1"), ("WHAT", what), ("FILE", &file), ("PATH", &path)];
-        // A file of the same run would be gone on with.
+        // An existing file of the same run would be extended.
         let _ = std::fs::remove_file(&file);
         let date = [("LMHEAD_DATE", "2026-01-02T03:04:05Z"), ("PYTHONDONTWRITEBYTECODE", "1")];
         child("in_child_measures", &[&says[..], &date, more].concat());
@@ -153,7 +154,7 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
     assert_eq!((&heads["device"]["name"], &heads["device"]["driver"]), (&"Fake 0".into(), &"580.1".into()));
     assert_eq!(heads["date"], "2026-01-02T03:04:05Z");
     assert_eq!(heads["peers"]["torch"], "0.0+stand.in");
-    // One head, four kinds of product, two numbers of rows.
+    // One head, four kinds of kernels, two row counts.
     let products = heads["products"].as_array().expect("a list");
     assert_eq!(
         (products.len(), &heads["left_out"], &heads["problem"]),
@@ -189,7 +190,7 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
             (&"1965 MHz".into(), &"54".into())
         );
     }
-    // Without PyTorch everything but the peers; on an older device everything but bulk copies.
+    // Without PyTorch only the peers are missing; on an older device only bulk copies.
     let alone = measured("heads", &[("LMHEAD_GPU_PEERS", &peers), ("FAKE_CAPABILITY", "80")]);
     assert!(alone["peers"]["none"].as_str().is_some_and(|why| why.contains("no PyTorch here")), "{alone}");
     assert!(alone["no_bulk_copies"].as_str().is_some_and(|why| why.contains("sm_90a")), "{alone}");
@@ -202,7 +203,7 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
                 && p["reads"].as_array().is_some_and(|r| r.len() == 1))
     );
 
-    // Bulk copies that leave words out are no roof, and stop nothing.
+    // Bulk copies that leave words out are no roof, and do not end the run.
     let loads = measured("heads", &[("FAKE_FLIP", "read_bulk")]);
     let why = loads["no_bulk_copies"].as_str().unwrap_or_default();
     assert!(why.starts_with("bulk copies of 32 KB") && why.ends_with("it left words out"), "{loads}");
@@ -213,7 +214,7 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
     );
     assert_eq!((&loads["trying"], &loads["left_out"]), (&().into(), &().into()), "{loads}");
 
-    // Nor are they tried again where a process has not come back from them.
+    // They are not tried again if a process has hung in them.
     let loads = measured("after bulk copies", &[]);
     let why = loads["no_bulk_copies"].as_str().unwrap_or_default();
     assert!(why.contains("did not come back"), "{loads}");
@@ -223,15 +224,15 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
         "{loads}"
     );
 
-    // A lost device: every product that has no time is named, with its reason.
+    // A lost device: every case without a time is named with its reason.
     let lost = measured("lost heads", &[("FAKE_RUN", "214"), ("FAKE_FROM", "60")]);
     let left_out = lost["left_out"].as_array().expect("a list").len();
     assert_eq!(left_out + lost["products"].as_array().map_or(0, Vec::len), 8, "{lost}");
     let problem = lost["problem"].as_str().unwrap_or_default();
     assert!(problem.starts_with("bf16: ") && problem.contains("CUDA_ERROR_ECC_UNCORRECTABLE"), "{lost}");
 
-    // One wrong bit in the last logit of one kernel: all proofs say so, and no other kernel is blamed. Of a
-    // head's own kernel, and of the portable one beside it.
+    // One wrong bit in the last logit of one kernel: every proof of that kernel fails, and no other kernel's.
+    // Once in a head's own kernel, once in the portable one beside it.
     for flipped in ["wgmma_matmul_w8a8_64x8", "quant_matmul_64x8"] {
         let wrong = measured("wrong heads", &[("FAKE_FLIP", flipped)]);
         let mut blamed = 0;
@@ -253,7 +254,7 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
         assert!(blamed > 0, "{flipped}: {wrong}");
     }
 
-    // Requests over the product alone.
+    // Requests over their matmul alone.
     let answers = measured("answers", &[("PYTHONPATH", &stand_ins), ("LMHEAD_GPU_PEERS", &peers)]);
     assert!(answers["peers"]["absent"]["flashinfer"].is_string(), "{answers}");
     let answered = answers["answers"].as_array().expect("a list");
@@ -264,7 +265,7 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
         assert_eq!(names, ["argmax", "topk:8", "logprobs:0", "sample", "sample top_p:0.9"]);
         let of_peers: Vec<_> = rows["peers"].as_array().expect("peers").iter().collect();
         assert_eq!(of_peers.len(), 6, "{rows}");
-        // Each has somebody to be compared with.
+        // Each request has a peer to be compared with.
         assert!(names.iter().all(|name| of_peers.iter().any(|peer| peer["request"] == *name)), "{rows}");
         for timed in requests.iter().chain(of_peers).chain([&rows["product"]]) {
             assert!(timed["median_us"].as_f64().is_some_and(|us| us > 0.0), "{timed}");
@@ -303,7 +304,7 @@ fn in_child_measures() {
     let file = PathBuf::from(std::env::var_os("FILE").expect("a file"));
     let what = std::env::var("WHAT").expect("what to measure");
     // As a process for each would, one after the other.
-    let all = || heads::KINDS.map(|kind| heads::write(&device, &file, 60.0, (kind, &heads::KINDS)));
+    let all = || heads::KINDS.map(|kind| heads::write(&device, &file, 60.0, kind));
     match what.as_str() {
         "answers" => answers::write(&device, &file, 60.0).expect("answers"),
         "heads" => all().into_iter().for_each(|done| done.expect("whole heads")),
@@ -327,7 +328,7 @@ fn in_child_measures() {
     }
 }
 
-const PARAMS: MmaCarrierParams = MmaCarrierParams {
+const PARAMS: MmaMicrokernelParams = MmaMicrokernelParams {
     weights: std::ptr::null(),
     rows: std::ptr::null(),
     out: std::ptr::null_mut(),
@@ -344,14 +345,14 @@ fn launch() -> Launch {
 #[ignore = "needs the fake driver: what_is_launched_is_what_was_asked runs it"]
 fn in_child_launches() {
     let device = CudaDevice::open(0).expect("a device");
-    let kernel = device.kernel::<MmaCarrierParams>(KERNEL).expect("a kernel");
+    let kernel = device.kernel::<MmaMicrokernelParams>(KERNEL).expect("a kernel");
     assert_eq!((kernel.architecture(), kernel.attributes().registers), ("sm_90", 107));
     assert_eq!(kernel.attributes().max_dynamic_shared, 231_424);
     let second = Launch { dynamic_shared: 0, cluster: [2, 1, 1], programmatic: true, ..launch() };
-    // What cannot be is refused before the driver hears of it.
+    // Impossible launches are refused before the driver is called.
     let refused = Launch { grid: [3, 2, 1], ..second };
     for (launch, good) in [(launch(), true), (refused, false), (second, true)] {
-        // SAFETY: the fake driver follows no address.
+        // SAFETY: the fake driver dereferences no address.
         let launched = unsafe { kernel.launch(&launch, &PARAMS) };
         assert_eq!(launched.is_ok(), good, "{launch}: {launched:?}");
     }
@@ -367,8 +368,8 @@ fn in_child_launches() {
 fn in_child_fails() {
     let all = || -> lmhead::Result<()> {
         let device = CudaDevice::open(0)?;
-        let kernel = device.kernel::<MmaCarrierParams>(KERNEL)?;
-        // SAFETY: the fake driver follows no address.
+        let kernel = device.kernel::<MmaMicrokernelParams>(KERNEL)?;
+        // SAFETY: the fake driver dereferences no address.
         unsafe { kernel.launch(&launch(), &PARAMS) }?;
         device.synchronize()
     };
@@ -406,6 +407,6 @@ fn in_child_memory() {
     };
     let map = encode(&tiled).expect("a map");
     let said: &[u64] = bytemuck::cast_slice(&map.opaque[8..56]);
-    // Address, sizes, pitch, box, elements of two bytes, swizzle 128B.
+    // Address, sizes, pitch, box, element size of two bytes, swizzle 128B.
     assert_eq!(said, [matrix.address(), 72, 100, 160, 32 << 32 | 64, 1 << 32 | 2]);
 }

@@ -1,6 +1,6 @@
-//! NCCL's side of the exchange, on the fake `libnccl.so.2` (`crates/gpu/fake_nccl`) beside the fake driver:
-//! ranks are threads, on one device that they share, or each on its own. Every test runs in a child process,
-//! which ends with a code of its own where the fake libnccl has found a misuse that no test took.
+//! NCCL's side of the exchange, on the fake `libnccl.so.2` (`crates/gpu/fake_nccl`) and the fake driver:
+//! ranks are threads on one shared device or on a device each. Every test runs in a child process, which
+//! exits with its own code if the fake libnccl has found a misuse that the test did not expect.
 
 mod captured;
 mod captured_faults;
@@ -18,7 +18,7 @@ use lmhead::backend::cuda::CudaDevice;
 use lmhead::backend::device::stream_marks;
 use lmhead::config::Quantization;
 use lmhead::exchange::nccl::{Nccl, NcclExchange};
-use lmhead::exchange::{Exchange, WithDevice, local};
+use lmhead::exchange::{Exchange, StreamMarks, WithDevice, local};
 use lmhead::result::{Request, TokenLogprobs};
 use lmhead_gpu::fake_nccl::FakeNccl;
 use lmhead_testkit::product::shards::backend_of;
@@ -31,10 +31,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The largest world of a test.
+/// The largest number of ranks in a test.
 const RANKS: usize = 12;
 
-/// A child on both fake libraries, with a device for every rank.
+/// Runs a child on both fake libraries, with a device for every rank.
 fn on_nccl(test: &str, says: &[(&str, &str)]) -> String {
     on_libraries(lmhead_gpu::fake_nccl::folder, test, says)
 }
@@ -49,10 +49,10 @@ fn on_libraries(nccl: fn(&Path) -> &'static Path, test: &str, says: &[(&str, &st
     text
 }
 
-/// Begins what a child prints for docs/transport-faults.md.
+/// Prefix of lines that a child prints for docs/transport-faults.md.
 const TIME: &str = "time: ";
 
-/// Prints, also from a child, when a rank knew of a fault.
+/// Prints when a rank learned of a fault, also from a child.
 fn knew(fault: &str, rank: usize, took: Duration) {
     println!("{TIME}{fault}: rank {rank} knew after {:.1} ms", took.as_secs_f64() * 1e3);
 }
@@ -65,18 +65,27 @@ fn backend(device: &CudaDevice) -> Arc<dyn Backend> {
     Arc::new(backend_of(device.clone(), false))
 }
 
-/// Endpoints of a group whose member m has the device of that place.
+/// Endpoints of a group whose member m uses `devices[m]`.
 fn group(devices: &[CudaDevice]) -> Vec<Arc<dyn Exchange>> {
-    let nccl = Nccl::load(None).expect("the fake libnccl");
-    let endpoint = |(member, local): (usize, local::LocalExchange)| {
-        let marks = stream_marks(&devices[member]);
-        let side = NcclExchange::new(nccl, marks, (member, devices.len()));
-        Arc::new(WithDevice::new(Arc::new(local), Arc::new(side))) as Arc<dyn Exchange>
-    };
-    local::group(devices.len()).into_iter().enumerate().map(endpoint).collect()
+    group_with(devices.len(), |_, local| Arc::new(local), |member| stream_marks(&devices[member]))
 }
 
-/// Ranks that have a device each.
+/// A group of that size, with what `host` makes of each member's side of the host transport, and the marks of
+/// its device.
+fn group_with(
+    size: usize,
+    host: impl Fn(usize, local::LocalExchange) -> Arc<dyn Exchange>,
+    marks: impl Fn(usize) -> Arc<dyn StreamMarks>,
+) -> Vec<Arc<dyn Exchange>> {
+    let nccl = Nccl::load(None).expect("the fake libnccl");
+    let endpoint = |(member, local): (usize, local::LocalExchange)| {
+        let side = NcclExchange::new(nccl, marks(member), (member, size));
+        Arc::new(WithDevice::new(host(member, local), Arc::new(side))) as Arc<dyn Exchange>
+    };
+    local::group(size).into_iter().enumerate().map(endpoint).collect()
+}
+
+/// Ranks with a device each.
 fn resident(ranks: usize) -> Resident<CudaDevice> {
     let devices: Vec<CudaDevice> = (0..ranks).map(device).collect();
     let places = devices.iter().map(|device| (device.clone(), backend(device))).collect();
@@ -85,8 +94,8 @@ fn resident(ranks: usize) -> Resident<CudaDevice> {
     })
 }
 
-/// Runs a thread for each member, and returns what they return. A rank that panics ends the program: the
-/// others may wait for it.
+/// Runs a thread for each member and returns their results. A panic in a rank ends the program, because the
+/// others may wait for that rank.
 fn each<T: Send>(
     endpoints: Vec<Arc<dyn Exchange>>,
     run: impl Fn(usize, Arc<dyn Exchange>) -> T + Sync,
@@ -103,7 +112,8 @@ fn each<T: Send>(
     })
 }
 
-/// No communicator is left. One whose rank was dropped long before the others ends in a thread.
+/// Waits until no communicator is left. One whose rank was dropped long before the others is destroyed by a
+/// thread.
 fn all_are_destroyed() {
     let (fake, until) = (FakeNccl::loaded(), Instant::now() + Duration::from_secs(60));
     while fake.count("communicators") > 0 {
@@ -156,6 +166,7 @@ fn in_child_requests() {
     let done = runner.run(&requests::cases(&kinds), |case| case.stays_on(&resident));
     done.unwrap_or_else(|failure| panic!("{failure}"));
     assert!(FakeNccl::loaded().count("operations") > 0);
+    assert_eq!(super::count("blocked"), 0, "allocations and frees behind a queued collective");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Loaded shards and the exchange of device memory on a driver that runs nothing before somebody waits for
-//! it.
+//! Loaded shards and the exchange of device memory on a driver that executes nothing before something waits
+//! for it.
 
 use super::{child, count};
 use lmhead::backend::cpu::CpuBackend;
@@ -39,7 +39,7 @@ fn in_child_answers() {
             quantization,
             rows: [1, 5, 33][i % 3],
             hidden: [50, 64, 7][i / 2 % 3],
-            // The last shard of the second has no ids.
+            // The second case's last shard has no ids.
             vocab: [203, 128, 320, 77][i / 3 % 4],
             cut: [0, 128, 130, 64][i / 3 % 4],
             bias: i % 2 == 0,
@@ -73,7 +73,7 @@ fn in_child_steady() {
     for (name, done) in steady(&backend, &done) {
         println!("{name}: {} copies, {} products, {} waits", done.copies, done.products, done.waits);
         assert_eq!(done.products, i64::from(!name.contains("finish")), "{name}");
-        // A step's logits in device memory: not a byte travels, nobody waits.
+        // A step's logits stay in device memory: no byte is copied, nothing waits.
         if name.ends_with("memory of device 0: logits") {
             assert_eq!(
                 (done.copies, done.waits),
@@ -81,7 +81,7 @@ fn in_child_steady() {
                 "{name}: status words alone are copied to their places"
             );
         }
-        // Nor of what is the best of them, or drawn.
+        // The same for the best of them, and for draws.
         let of_best = ["partials", "many partials", "finish of many", "draws by parameters there"];
         if of_best.iter().any(|what| name.ends_with(&format!("memory of device 0: {what}"))) {
             assert_eq!((done.copies, done.waits), (0, 0), "{name}");
@@ -127,7 +127,7 @@ fn heads_whose_steps_stay_on_the_device_make_nothing_there() {
 #[ignore = "needs the fake driver: heads_whose_steps_stay_on_the_device_make_nothing_there runs it"]
 fn in_child_heads() {
     let made = || {
-        // Not copies to memory that is not locked: those of this test are.
+        // Without copies to pageable memory: those are this test's own.
         let made = ["allocations", "loads", "lazy kernels", "lazy graphs", "handles"];
         made.map(count).iter().map(|n| *n as u64).sum::<u64>()
     };
@@ -140,7 +140,7 @@ fn in_child_heads() {
         }
     };
     on_device(Request::Sample { logprobs: Some(told) }, &made);
-    // Of these nothing comes to the host: no logit, and no candidate.
+    // For these, no logits or candidates are copied to the host.
     let to_host = || count("bytes to the host") as u64;
     assert!(to_host() > 0, "candidates of the draws came to the host");
     let logprobs = Request::Logprobs { targets: 2, top_n: 2, processed: false };

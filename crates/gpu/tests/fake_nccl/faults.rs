@@ -1,4 +1,4 @@
-//! Injected faults: what each rank sees, and that abort and revoke end it.
+//! Injected faults: what each rank sees, and that abort and revoke end them.
 
 use super::child;
 use super::ranks::{
@@ -11,7 +11,7 @@ use lmhead::backend::params::ReadStreamParams;
 use std::ffi::c_int;
 use std::time::{Duration, Instant};
 
-/// Three ranks and their memory; a gather of one rank.
+/// Three ranks and their memory, with a gather of one rank.
 struct Group<'n> {
     ranks: Vec<Rank<'n>>,
     memory: Vec<[u64; 2]>,
@@ -41,12 +41,12 @@ fn injected_faults_are_what_was_said_and_end_with_an_abort() {
     child("faults::in_child_faults", &[]);
 }
 
-/// Each fault is of rank 1, from its second launch on, and is over when it is taken back.
+/// Each fault is of rank 1, from its second launch on, and ends when it is unset.
 #[test]
 #[ignore = "needs the fake nccl: injected_faults_are_what_was_said_and_end_with_an_abort runs it"]
 fn in_child_faults() {
     let nccl = Nccl::load();
-    // What the launches say; the states of all ranks afterwards; whether something is on rank 1's stream.
+    // Results of the launches; the states of all ranks afterwards; whether work is on rank 1's stream.
     let [good, lost] = [SUCCESS, REMOTE_ERROR];
     let faults = [
         ("ERROR", "1", [good, CUDA_ERROR, good], [good, CUDA_ERROR, good], false),
@@ -64,12 +64,13 @@ fn in_child_faults() {
         assert_eq!((gather(), ends()), ([good; 3], [true; 3]), "{name}");
         assert_eq!(gather(), codes, "{name}");
         assert_eq!([0, 1, 2].map(|rank| nccl.state(group.ranks[rank].comm)), states, "{name}");
-        // What its stream has not is what its peers wait for. A lost rank's peers launch nothing more.
+        // Rank 1's stream ends if nothing was queued on it; its peers' streams do not, except that a lost
+        // rank's later peer has launched nothing.
         let never = [false, !is_queued, name == "LOST"];
         assert_eq!(ends(), never, "{name}");
         nccl.fake.set(name, None);
         assert_eq!(ends(), never, "{name}: it never ends");
-        // The abort of one rank ends only its own.
+        // Aborting one rank ends only its own work.
         group.ranks[1].abort();
         assert_eq!(ends(), [false, true, never[2]], "{name}");
         group.ranks[0].abort();
@@ -97,12 +98,12 @@ fn in_child_mixed() {
         assert!(group.ranks[rank].ends());
         let received = group.received(rank);
         assert_eq!(received == GATHERED, rank != wrong, "{received:?}");
-        // All pieces are there, at other ranks' places.
+        // All pieces arrive, at other ranks' positions.
         let mut pieces: Vec<_> = received.chunks(4).collect();
         pieces.sort_unstable();
         assert_eq!(pieces, GATHERED.chunks(4).collect::<Vec<_>>());
     }
-    // Of one sender, whose piece is none of another rank.
+    // From one sender, whose piece is from no other rank.
     let m = &group.memory;
     for (rank, [from, to]) in group.ranks.iter().zip(m) {
         let sends = [(*from, 4 * usize::from(rank.rank == 0)); 3];
@@ -158,7 +159,7 @@ fn in_child_creation() {
     assert_eq!((code, comm), (INTERNAL_ERROR, std::ptr::null_mut()));
     assert_eq!(first.settle(), IN_PROGRESS, "its peers are missing");
     assert!(nccl.fake.stuck().contains("rank 0 of clique 1: ncclCommInitRank is in progress"));
-    // A rank that leaves before all have come is missing for ever.
+    // A rank that leaves before all have come is never replaced.
     nccl.fake.set("INIT", Some("0"));
     let second = Rank::make(&nccl, 3, id, 1, &config);
     first.abort();
@@ -177,7 +178,7 @@ fn revoking_ends_what_is_on_streams_and_leaves_the_communicator() {
 #[ignore = "needs the fake nccl: revoking_ends_what_is_on_streams_and_leaves_the_communicator runs it"]
 fn in_child_revoke() {
     let nccl = Nccl::load();
-    // SAFETY: its type.
+    // SAFETY: the function has this type.
     let revoke: unsafe extern "C" fn(Comm, c_int) -> c_int = unsafe { nccl.fake.get("ncclCommRevoke") };
     let group = Group::new(&nccl);
     assert_eq!([0, 1].map(|rank| group.gather(rank)), [SUCCESS; 2]);
@@ -189,7 +190,7 @@ fn in_child_revoke() {
         assert!(rank.ends());
     }
     assert_ne!(group.received(0), GATHERED);
-    // What may follow: a new communicator of it, or its end. No operations, no finalizing.
+    // A revoked communicator may be replaced or destroyed; operations and finalising are refused.
     let comm = group.ranks[0].comm;
     assert_eq!(nccl.ncclCommFinalize(comm), INVALID_ARGUMENT);
     // SAFETY: as above.
@@ -217,7 +218,7 @@ fn in_child_revoke() {
     end(&again.ranks);
 }
 
-/// An engine that waits for its stream without a deadline goes on when another thread aborts.
+/// An engine that waits for its stream without a deadline is released when another thread aborts.
 #[test]
 fn an_abort_ends_a_wait_that_has_no_deadline() {
     child("faults::in_child_blocked", &[]);
@@ -237,7 +238,7 @@ fn in_child_blocked() {
         });
         std::thread::sleep(Duration::from_millis(20));
         assert!(!engine.is_finished(), "its peers have not come");
-        // Others go on meanwhile.
+        // Other ranks make progress meanwhile.
         assert_eq!(group.gather(1), SUCCESS);
         assert!(!group.ranks[1].ends());
         assert_eq!(nccl.ncclCommAbort(comm as Comm), SUCCESS);
@@ -246,7 +247,7 @@ fn in_child_blocked() {
     abort_all(&group.ranks[1..]);
 }
 
-/// A wait without a deadline for a peer that never comes ends the process, and says who is missing.
+/// A wait without a deadline for a peer that never comes ends the process, and names the missing rank.
 #[test]
 fn a_wait_for_peers_that_has_no_end_is_named() {
     let (code, text) = super::run("faults::in_child_impatient", &[("FAKE_PATIENCE", "0")], false);
@@ -265,7 +266,7 @@ fn in_child_impatient() {
     let _ = synchronize(group.ranks[0].stream);
 }
 
-/// A device whose kernel fails, or never ends, takes its own rank away and no other device.
+/// A device whose kernel fails or never ends loses its own rank only.
 #[test]
 fn a_device_that_is_lost_is_lost_alone() {
     for says in [("FAKE_RUN", "700"), ("FAKE_HANG", "0")] {
@@ -280,14 +281,14 @@ fn in_child_device() {
     let group = Group::new(&nccl);
     let kernels = [0, 1].map(|ordinal| {
         let device = CudaDevice::open(ordinal).expect("a device");
-        // Of the one whose kernel never ends nobody awaits an end.
+        // The kernel that never ends must not be waited for long.
         device.set_patience([Duration::from_secs(60), Duration::from_millis(50)][ordinal]);
         let kernel = device.kernel::<ReadStreamParams>("read_stream").expect("a kernel");
         let out = group.ranks[ordinal].memory(&[0; 4096]) as *mut _;
-        let params = ReadStreamParams { data: std::ptr::null(), pieces: 0, out };
+        let params = ReadStreamParams { data: std::ptr::null(), vectors: 0, out };
         // SAFETY: the stream lives as long as the process.
         let stream = unsafe { CudaStream::from_raw(group.ranks[ordinal].stream.cast()) };
-        // SAFETY: of no pieces none is read; the sums of 512 threads fit.
+        // SAFETY: with no pieces nothing is read; the sums of 512 threads fit.
         unsafe { kernel.launch_on(stream, &Launch::new([1, 1, 1], [512, 1, 1]), &params) }.expect("a launch");
         (device, kernel)
     });
@@ -306,14 +307,14 @@ fn in_child_device() {
         group.ranks[rank].abort();
         assert_eq!(group.ranks[rank].reaches(&marks[rank]), Ok(true));
     }
-    // Freeing memory waits for the streams of its own device alone.
+    // Freeing memory waits only for the streams of its own device.
     assert_eq!(kernels[0].0.alloc(64).map(drop), Ok(()));
     assert_eq!(kernels[0].0.lost(), None);
     group.ranks[1].abort();
     std::mem::forget(kernels);
 }
 
-/// What a rank has put on its stream before another one waits is what that one waits for, no more.
+/// A wait executes peers' streams only as far as the waited-for work needs.
 #[test]
 fn a_wait_pushes_peers_only_as_far_as_they_meet() {
     child("faults::in_child_pushed", &[]);
@@ -328,8 +329,8 @@ fn in_child_pushed() {
     let gather = |group: &[Rank<'_>], rank: usize, at: u64| {
         assert_eq!(group[rank].all_gather(m[rank] + at, m[rank] + at + 8, 4), SUCCESS);
     };
-    // Rank 0 waits in the second; rank 1 is there only after the first, whose rank 0 nobody waits for, on
-    // another stream.
+    // Rank 0 waits in the second group; rank 1 comes to it only after the first, whose rank 0 is on another
+    // stream that nobody waits for.
     for rank in 0..2 {
         gather(&one, rank, 0);
         gather(&other, rank, 32);

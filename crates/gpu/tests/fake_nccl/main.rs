@@ -1,5 +1,6 @@
-//! The project's own `libnccl.so.2` (`crates/gpu/fake_nccl`): what it moves, and that it finds every mistake
-//! it is there to find. Its functions are called directly, in child processes, on the fake `libcuda.so`.
+//! The project's own `libnccl.so.2` (`crates/gpu/fake_nccl`): it moves the right bytes, and finds every
+//! misuse that it is meant to find. Tests call its functions directly, in child processes, on the fake
+//! `libcuda.so`.
 #![allow(unsafe_code, reason = "NCCL's and the driver's interface")]
 #![allow(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "a few ranks")]
 #![cfg(target_os = "linux")]
@@ -13,8 +14,8 @@ mod wrong;
 use std::path::Path;
 use std::process::Command;
 
-/// This program again, running an ignored test below on the fake libraries, with what they shall say: whether
-/// it ended well, and what it printed.
+/// Runs this program again with an ignored test below on the fake libraries, whose behaviour `says` sets;
+/// returns the exit code and the output.
 fn run(test: &str, says: &[(&str, &str)], older: bool) -> (Option<i32>, String) {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let nccl = if older { lmhead_gpu::fake_nccl::older_folder } else { lmhead_gpu::fake_nccl::folder }(place);
@@ -28,7 +29,7 @@ fn run(test: &str, says: &[(&str, &str)], older: bool) -> (Option<i32>, String) 
     (output.status.code(), text)
 }
 
-/// The same, of a test that ends well: what it printed.
+/// As `run`, for a test that must succeed; returns its output.
 fn child(test: &str, says: &[(&str, &str)]) -> String {
     let (code, text) = run(test, says, false);
     assert!(code == Some(0) && text.contains("1 passed"), "{test}, {says:?}: {code:?}: {text}");

@@ -1,5 +1,5 @@
-//! Random correct programs: two communicators and two streams on each rank, ranks that are ahead of others,
-//! questions at any time, eager and captured operations of every kind.
+//! Random correct programs: two communicators and two streams on each rank, ranks ahead of others, queries at
+//! any time, eager and captured operations of every kind.
 
 use super::child;
 use super::ranks::{Nccl, Rank, SUCCESS, UINT8, bytes, end};
@@ -8,20 +8,20 @@ use cudarc::driver::sys::CUstream;
 use lmhead_testkit::Random;
 use std::ffi::c_int;
 
-/// What all ranks do at one place of the program.
+/// What all ranks do at one position of the program.
 struct Step {
     communicator: usize,
     kind: Kind,
-    /// Of a captured one; none: it is eager.
+    /// How often a captured step is replayed; `None` if it is eager.
     replays: Option<usize>,
 }
 
 #[derive(Clone, Copy)]
 enum Kind {
     Gather,
-    /// A broadcast of each rank's piece, in one group.
+    /// One group with a broadcast of each rank's piece.
     Broadcasts,
-    /// Sends and receives, in one group.
+    /// One group of sends and receives.
     Exchange,
     AllToAll,
 }
@@ -45,7 +45,7 @@ impl Program {
         Program { size, steps: steps.collect(), seed }
     }
 
-    /// Bytes that rank `from` has for rank `to`, where those are not the same for all.
+    /// Bytes from rank `from` to rank `to`, where counts differ between peers.
     fn count(&self, step: usize, from: usize, to: usize) -> usize {
         let spread = |to: usize| Random(self.seed ^ ((step * 8 + from) * 8 + to) as u64 ^ 0xabcd).below(6);
         match self.steps[step].kind {
@@ -74,7 +74,7 @@ impl Program {
         (0..self.size).flat_map(|from| self.piece(step, from, to)).collect()
     }
 
-    /// Puts a step on `stream`: what it sends is copied to its place there, just before.
+    /// Puts a step on `stream`, after a copy of the data it sends.
     fn issue(&self, step: usize, rank: &Rank<'_>, stream: CUstream) -> u64 {
         let (me, sent) = (rank.rank, self.sent(step, rank.rank));
         let [source, from] = [&sent[..], &vec![0; sent.len()][..]].map(|bytes| rank.memory(bytes));
@@ -107,7 +107,7 @@ impl Program {
             }
         };
         let run = || {
-            // SAFETY: memory that is never given back.
+            // SAFETY: the memory is never freed.
             unsafe { result::memcpy_dtod_async(from, source, sent.len(), stream) }.expect("a copy");
             assert_eq!(rank.group(calls), SUCCESS, "{}", rank.nccl.last_error(rank.comm));
         };
@@ -126,7 +126,7 @@ impl Program {
     fn run(&self, nccl: &Nccl) {
         let mut random = Random(self.seed ^ 0x5eed);
         let communicators = [nccl.group(self.size), nccl.group(self.size)];
-        // By rank: where its steps' bytes will be, and on which of its streams.
+        // For each rank: where each step's result will be, and on which of its streams.
         let mut issued: Vec<Vec<(u64, usize)>> = vec![Vec::new(); self.size];
         let ask = |rank: usize, stream: usize, issued: &[Vec<(u64, usize)>]| {
             let ends = communicators[stream][rank].ends();

@@ -1,5 +1,5 @@
-//! Ranks that call the fake driver and the fake nccl directly. One thread serves them all: on nonblocking
-//! communicators it may, since no call waits.
+//! Ranks that call the fake driver and the fake nccl directly. One thread can serve all ranks, because no
+//! call on a nonblocking communicator waits.
 
 use cudarc::driver::sys::{
     CUcontext, CUevent, CUevent_flags, CUgraphExec, CUgraphInstantiate_flags, CUstream,
@@ -74,15 +74,14 @@ macro_rules! functions {
         impl Nccl {
             pub fn load() -> Self {
                 let fake = FakeNccl::loaded();
-                // SAFETY: the types are nccl.h's.
+                // SAFETY: the types are those of nccl.h.
                 let functions = unsafe { Functions { $($name: fake.get(stringify!($name)),)* } };
                 Nccl { fake, functions }
             }
 
             $(pub fn $name(&self, $($argument: $type),*) -> c_int {
-                // SAFETY: the fake nccl follows no handle that it did not give out, and checks device
-                // addresses. Other pointers are to what lives on the callers' stacks until what they began is
-                // settled.
+                // SAFETY: the fake nccl follows only handles that it gave out, and checks device addresses.
+                // Other pointers are to callers' stacks, and stay valid until the operation has settled.
                 unsafe { (self.functions.$name)($($argument),*) }
             })*
         }
@@ -119,7 +118,7 @@ impl Nccl {
     }
 
     pub fn last_error(&self, comm: Comm) -> String {
-        // SAFETY: its type; the text is copied at once.
+        // SAFETY: the function has this type; the text is copied at once.
         unsafe {
             let get: unsafe extern "C" fn(Comm) -> *const c_char = self.fake.get("ncclGetLastError");
             CStr::from_ptr(get(comm)).to_string_lossy().into_owned()
@@ -132,12 +131,12 @@ impl Nccl {
         state
     }
 
-    /// Asks until nothing is in progress, or for so long that it never will: the state.
+    /// Polls until nothing is in progress, or long enough to conclude that it never ends; returns the state.
     pub fn settle(&self, comm: Comm) -> c_int {
         (0..20).map(|_| self.state(comm)).find(|state| *state != IN_PROGRESS).unwrap_or(IN_PROGRESS)
     }
 
-    /// Nonblocking communicators of one group, each rank on its own device.
+    /// Nonblocking communicators of a group, with a device for each rank.
     pub fn group(&self, size: usize) -> Vec<Rank<'_>> {
         let id = self.unique_id();
         let ranks: Vec<Rank<'_>> =
@@ -148,7 +147,7 @@ impl Nccl {
         ranks
     }
 
-    /// One misuse was noted, and its text has `wanted`.
+    /// Asserts that one misuse was recorded, whose text contains `wanted`.
     pub fn expect_misuse(&self, wanted: &str) {
         let got = self.fake.take_misuse();
         assert!(got.as_ref().is_some_and(|got| got.contains(wanted)), "wanted \"{wanted}\", got {got:?}");
@@ -169,7 +168,7 @@ pub fn new_stream() -> CUstream {
     result::stream::create(result::stream::StreamKind::NonBlocking).expect("a stream")
 }
 
-/// The device's context is the thread's.
+/// Makes the device's context the thread's.
 pub fn bind(device: usize) -> CUcontext {
     lmhead::backend::cuda::driver().expect("a driver");
     // SAFETY: the primary context lives as long as the process.
@@ -182,7 +181,7 @@ pub fn bind(device: usize) -> CUcontext {
 }
 
 impl<'n> Rank<'n> {
-    /// The call has returned, no more: its state is not asked for yet.
+    /// Only the call has returned: the state is not polled yet.
     pub fn make(nccl: &'n Nccl, size: usize, id: UniqueId, rank: usize, config: &Config) -> Self {
         let context = bind(rank);
         let stream = new_stream();
@@ -198,7 +197,7 @@ impl<'n> Rank<'n> {
         Rank { nccl, context, stream, comm, rank }
     }
 
-    /// Its context is the thread's.
+    /// Makes its context the thread's.
     pub fn bind(&self) {
         // SAFETY: it lives as long as the process.
         unsafe { result::ctx::set_current(self.context) }.expect("current");
@@ -208,10 +207,10 @@ impl<'n> Rank<'n> {
         self.nccl.settle(self.comm)
     }
 
-    /// Device memory with these bytes; it is not given back.
+    /// Device memory with these bytes, never freed.
     pub fn memory(&self, bytes: &[u8]) -> u64 {
         self.bind();
-        // SAFETY: memory of its own, which the fake driver has on the host.
+        // SAFETY: memory of its own, which the fake driver keeps on the host.
         unsafe {
             let address = result::malloc_sync(bytes.len().max(1)).expect("memory");
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len());
@@ -219,7 +218,7 @@ impl<'n> Rank<'n> {
         }
     }
 
-    /// A group of the calls, and its state once it is on the stream.
+    /// Runs the calls as a group; returns the state once it is on the stream.
     pub fn group(&self, calls: impl FnOnce(&Nccl)) -> c_int {
         assert_eq!(self.nccl.ncclGroupStart(), SUCCESS);
         calls(self.nccl);
@@ -242,7 +241,7 @@ impl<'n> Rank<'n> {
         })
     }
 
-    /// Sends and receives of one group: (address, count) to and from each peer.
+    /// Sends and receives as one group: (address, count) for each peer.
     pub fn exchange(&self, sends: &[(u64, usize)], recvs: &[(u64, usize)]) -> c_int {
         self.group(|nccl| {
             for (peer, (address, count)) in sends.iter().enumerate() {
@@ -262,7 +261,7 @@ impl<'n> Rank<'n> {
         Mark(event)
     }
 
-    /// Whether the mark has been reached after some questions.
+    /// Whether the mark is reached after some queries.
     pub fn reaches(&self, mark: &Mark) -> Result<bool, DriverError> {
         self.bind();
         for _ in 0..5 {
@@ -276,7 +275,7 @@ impl<'n> Rank<'n> {
         Ok(false)
     }
 
-    /// Whether all that is on the stream ends.
+    /// Whether everything on the stream completes.
     pub fn ends(&self) -> bool {
         let mark = self.mark();
         self.reaches(&mark).expect("no device fails")
@@ -298,17 +297,17 @@ impl<'n> Rank<'n> {
 
     pub fn replay(&self, graph: CUgraphExec) {
         self.bind();
-        // SAFETY: a whole graph.
+        // SAFETY: an instantiated graph.
         unsafe { result::graph::launch(graph, self.stream) }.expect("a launch");
     }
 
     pub fn give_back(&self, graph: CUgraphExec) {
         self.bind();
-        // SAFETY: its own, which nobody launches any more.
+        // SAFETY: its own, which is not launched any more.
         unsafe { result::graph::exec_destroy(graph) }.expect("a graph");
     }
 
-    /// Its stream, on which nothing is.
+    /// Destroys its stream, on which nothing is queued.
     pub fn give_back_stream(&self) {
         self.bind();
         // SAFETY: its own.
@@ -321,12 +320,12 @@ impl<'n> Rank<'n> {
     }
 }
 
-/// A recorded event; it is not given back.
+/// A recorded event, never destroyed.
 pub struct Mark(CUevent);
 
-/// Writes device memory, whatever is on streams.
+/// Writes device memory at once, whatever is on streams.
 pub fn write(address: u64, bytes: &[u8]) {
-    // SAFETY: the fake driver has it on the host.
+    // SAFETY: the fake driver keeps it on the host.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) }
 }
 
@@ -336,9 +335,9 @@ pub fn synchronize(stream: CUstream) -> Result<(), DriverError> {
     unsafe { result::stream::synchronize(stream) }
 }
 
-/// What lies in device memory now, whoever waited for it.
+/// The present contents of device memory, without waiting.
 pub fn bytes(address: u64, count: usize) -> Vec<u8> {
-    // SAFETY: the fake driver has it on the host.
+    // SAFETY: the fake driver keeps it on the host.
     unsafe { std::slice::from_raw_parts(address as *const u8, count) }.to_vec()
 }
 

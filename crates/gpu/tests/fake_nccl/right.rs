@@ -1,4 +1,4 @@
-//! Correct programs: what moves, and when.
+//! Correct programs: which bytes move, and when.
 
 use super::ranks::{
     Config, IN_PROGRESS, INTERNAL_ERROR, Nccl, Rank, SUCCESS, abort_all, bind, bytes, end, new_stream,
@@ -8,7 +8,7 @@ use super::{child, run};
 use std::collections::BTreeSet;
 use std::ffi::c_int;
 
-/// What `received` is poisoned with when an operation begins.
+/// The value that fills `received` when an operation begins.
 const POISON: u8 = 0xcd;
 
 #[test]
@@ -27,11 +27,11 @@ fn in_child_bytes() {
         assert_eq!(rank.all_gather(*from, *to, 4), SUCCESS);
     }
     let marks: Vec<_> = ranks.iter().map(Rank::mark).collect();
-    // Nobody has waited.
+    // Nothing has been waited for.
     buffers.iter().for_each(|(_, to)| assert_eq!(bytes(*to, 12), [0; 12]));
     assert_eq!(ranks[1].reaches(&marks[1]), Ok(true));
     let wanted: Vec<u8> = (0..3).flat_map(one).collect();
-    // The peers have come to it, which they must; their streams have not gone on.
+    // The peers must have come to it; their streams have not advanced.
     assert_eq!(bytes(buffers[1].1, 12), wanted);
     for other in [0, 2] {
         assert_eq!(bytes(buffers[other].1, 12), [POISON; 12]);
@@ -39,7 +39,7 @@ fn in_child_bytes() {
         assert_eq!(bytes(buffers[other].1, 12), wanted);
     }
 
-    // In place, and another rank is late.
+    // In place, with another rank late.
     let own: Vec<_> = ranks
         .iter()
         .map(|r| r.memory(&(0..9).map(|i| 100 * (i / 3 == r.rank) as u8 + i as u8).collect::<Vec<_>>()))
@@ -47,7 +47,7 @@ fn in_child_bytes() {
     for rank in &ranks[..2] {
         assert_eq!(rank.all_gather(own[rank.rank] + 3 * rank.rank as u64, own[rank.rank], 3), SUCCESS);
         assert!(!ranks[rank.rank].ends(), "rank 2 has not come");
-        // Of what it will receive, only its own piece is kept: it is what is sent.
+        // Of the receive buffer only the own piece is kept, which is what is sent.
         let here = bytes(own[rank.rank], 9);
         for (piece, bytes) in here.chunks(3).enumerate() {
             let first = 100 + 3 * rank.rank as u8;
@@ -70,13 +70,13 @@ fn uneven_pieces_and_none_at_all_arrive() {
     child("right::in_child_uneven", &[]);
 }
 
-/// Broadcasts of one group, one for each root, and sends and receives with other counts for each pair.
+/// A group of broadcasts, one for each root; sends and receives with other counts for each pair.
 #[test]
 #[ignore = "needs the fake nccl: uneven_pieces_and_none_at_all_arrive runs it"]
 fn in_child_uneven() {
     let nccl = Nccl::load();
     let ranks = nccl.group(4);
-    // Of a rank, by turns: some, none, more.
+    // Rows of the ranks: some, none, more.
     let rows = [3usize, 0, 7, 1];
     let mine = |rank: usize| -> Vec<u8> { (0..rows[rank]).map(|i| (16 * rank + i) as u8).collect() };
     let all: Vec<u8> = (0..4).flat_map(mine).collect();
@@ -153,7 +153,7 @@ fn in_child_split() {
     let nccl = Nccl::load();
     let ranks = nccl.group(4);
     let mut children = [std::ptr::null_mut(); 4];
-    // Ranks 0, 1 and 3 in one group, 3 first; rank 2 in none.
+    // Ranks 0, 1 and 3 in one group, with rank 3 first; rank 2 in none.
     let split = |rank: usize, out: &mut _| {
         let (color, key) = [(7, 1), (7, 1), (-1, 0), (7, -5)][rank];
         assert_eq!(nccl.ncclCommSplit(ranks[rank].comm, color, key, out, std::ptr::null()), SUCCESS);
@@ -177,7 +177,7 @@ fn in_child_split() {
     assert!(children[2].is_null());
     assert_eq!([0, 1, 3].map(|rank| said(children[rank])), [(3, 1, 0), (3, 2, 1), (3, 0, 3)]);
 
-    // It moves bytes among its own ranks, and outlives its parent.
+    // The new communicator works among its own ranks, and outlives its parent.
     abort_all(&ranks);
     let of_child: Vec<_> =
         [3, 0, 1].iter().map(|rank| Rank { comm: children[*rank], ..ranks[*rank] }).collect();
@@ -191,7 +191,7 @@ fn in_child_split() {
     }
     end(&of_child);
 
-    // One that shares its parent's resources does not outlive its abort.
+    // One that shares its parent's resources does not survive the parent's abort.
     let ranks = nccl.group(1);
     let (mut child, config) = (std::ptr::null_mut(), Config { split_share: 1, ..Config::new(false) });
     assert_eq!(nccl.ncclCommSplit(ranks[0].comm, 0, 0, &mut child, &config), SUCCESS);
@@ -219,7 +219,7 @@ fn in_child_graphs() {
     });
     assert!(ranks.iter().all(Rank::ends), "recording put nothing on a stream");
     for round in 0..100u8 {
-        // One rank may be a replay ahead. It reads what it sends when its stream comes to it.
+        // One rank may be a replay ahead. It reads what it sends when its stream gets there.
         for rank in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
             let (from, _) = buffers[rank];
             write(from, &[round, rank as u8, 2, 3]);
@@ -231,7 +231,7 @@ fn in_child_graphs() {
         }
     }
     assert_eq!(nccl.fake.count("replays"), 200);
-    // Eager ones go on beside them.
+    // Eager operations go on beside them.
     for rank in &ranks {
         let (from, to) = buffers[rank.rank];
         assert_eq!(rank.all_gather(from, to, 4), SUCCESS);
@@ -243,8 +243,8 @@ fn in_child_graphs() {
     end(&ranks);
 }
 
-/// Ranks as threads, with communicators whose calls block until the peers have come, and streams that are
-/// waited for by a call that blocks.
+/// Ranks as threads, with communicators whose calls block until the peers have come, and streams that a
+/// blocking call waits for.
 #[test]
 fn blocking_ranks_meet_across_threads() {
     child("right::in_child_threads", &[]);
@@ -264,7 +264,7 @@ fn in_child_threads() {
             scope.spawn(move || {
                 let context = bind(me % devices);
                 let stream = new_stream();
-                // Two communicators of the same ranks, in one order everywhere.
+                // Two communicators of the same ranks, used in one order everywhere.
                 let ranks = ids.map(|id| {
                     let mut comm = std::ptr::null_mut();
                     assert_eq!(nccl.ncclCommInitRank(&mut comm, 3, id, me as c_int), SUCCESS);
@@ -291,7 +291,7 @@ fn in_child_threads() {
     assert_eq!(nccl.fake.count("communicators"), 0);
 }
 
-/// One thread with all ranks: what would block is in a group.
+/// One thread with all ranks: calls that would block are in a group.
 #[test]
 fn one_thread_has_several_ranks_in_groups() {
     child("right::in_child_one_thread", &[]);
@@ -308,7 +308,7 @@ fn in_child_one_thread() {
     let buffers: Vec<_> = ranks.iter().map(|r| (r.memory(&[r.rank as u8]), r.memory(&[9; 3]))).collect();
     assert_eq!(nccl.ncclGroupStart(), SUCCESS);
     for (rank, (from, to)) in ranks.iter().zip(&buffers) {
-        // Groups may nest: the outermost end counts.
+        // Groups may nest: only the outermost end launches.
         assert_eq!(nccl.ncclGroupStart(), SUCCESS);
         assert_eq!(nccl.ncclAllGather(*from, *to, 1, 1, rank.comm, rank.stream), SUCCESS);
         assert_eq!(nccl.ncclGroupEnd(), SUCCESS);
@@ -356,7 +356,7 @@ fn versions_are_what_was_said() {
         let (code, text) = run("right::in_child_version", says, older);
         assert!(code == Some(0) && text.contains(wanted), "{text}");
     }
-    // Without a driver, too; a communicator wants one.
+    // The version is available without a driver; a communicator needs one.
     let folder = lmhead_gpu::fake_nccl::folder(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")));
     let folder = folder.to_str().expect("text");
     let (code, text) = run("right::in_child_version", &[("LD_LIBRARY_PATH", folder)], false);
@@ -371,13 +371,13 @@ fn in_child_version() {
     assert_eq!(nccl.ncclGetVersion(&mut version), SUCCESS);
     let ids = [nccl.unique_id().0, nccl.unique_id().0];
     assert_ne!(ids[0], ids[1]);
-    // SAFETY: not called.
+    // SAFETY: it is never called.
     let revoke = unsafe {
         nccl.fake.find::<unsafe extern "C" fn(*mut std::ffi::c_void, c_int) -> c_int>("ncclCommRevoke")
     };
     let mut comm = std::ptr::null_mut();
     let made = nccl.ncclCommInitRank(&mut comm, 1, nccl.unique_id(), 0);
-    // With a driver it is as without: this thread has no context.
+    // With a driver the result is the same: this thread has no context.
     let _ = nccl.fake.take_misuse();
     println!("version {version}, revoke {}, made {made}", revoke.is_some());
 }

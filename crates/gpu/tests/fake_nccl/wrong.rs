@@ -1,4 +1,4 @@
-//! Wrong programs, each of which is found.
+//! Wrong programs, each of which must be found.
 
 use super::ranks::{
     Comm, Config, IN_PROGRESS, INVALID_ARGUMENT, INVALID_USAGE, Nccl, Rank, SUCCESS, SYSTEM_ERROR, UINT8,
@@ -11,7 +11,8 @@ use std::ptr::null_mut;
 
 type Program = fn(&Nccl);
 
-/// What NCCL would answer with a hang, a crash or wrong bytes: a program, and the words that name it.
+/// Programs that NCCL would answer with a hang, a crash or wrong bytes, with words of the message that names
+/// the misuse.
 const MISUSES: &[(Program, &str)] = &[
     (
         counts_differ,
@@ -74,14 +75,15 @@ fn in_child_misuses() {
     assert_eq!(nccl.fake.count("communicators"), 0);
 }
 
-/// Two ranks, each with memory for everything below.
+/// Two ranks, each with memory for all programs below.
 fn two(nccl: &Nccl) -> (Vec<Rank<'_>>, [[u64; 2]; 2]) {
     let ranks = nccl.group(2);
     let memory = [0, 1].map(|rank: usize| [0, 1].map(|_| ranks[rank].memory(&[rank as u8; 64])));
     (ranks, memory)
 }
 
-/// The mistake is every rank's asynchronous error; what is on streams does not end before the abort.
+/// Asserts that every rank gets the misuse as its asynchronous error, and that streams only end with the
+/// abort.
 fn are_told(ranks: &[Rank<'_>]) {
     for rank in ranks {
         assert_eq!(rank.nccl.state(rank.comm), INVALID_USAGE);
@@ -120,7 +122,7 @@ fn roots_differ(nccl: &Nccl) {
     are_told(&ranks);
 }
 
-/// A collective, then an exchange; the other rank the other way round.
+/// A collective, then an exchange; the other rank in the opposite order.
 fn another_order_of_pairs(nccl: &Nccl) {
     let (ranks, m) = two(nccl);
     let all_gather = |rank: usize| ranks[rank].all_gather(m[rank][0], m[rank][1], 4);
@@ -140,7 +142,7 @@ fn another_order_of_communicators(nccl: &Nccl) {
     let others = nccl.group(2);
     assert_eq!(ranks[0].all_gather(m[0][0], m[0][1], 4), SUCCESS);
     assert_eq!(others[0].all_gather(m[0][0] + 32, m[0][1] + 32, 4), SUCCESS);
-    // On this rank the other first. Their streams are not the same, so it may even end well.
+    // On this rank the other communicator first. The streams differ, so it might even succeed.
     assert_eq!(others[1].all_gather(m[1][0] + 32, m[1][1] + 32, 4), INVALID_USAGE);
     are_told(&others);
     abort_all(&ranks);
@@ -180,7 +182,7 @@ fn receives_twice(nccl: &Nccl) {
 
 fn receives_what_it_sends(nccl: &Nccl) {
     let (ranks, m) = two(nccl);
-    // In place of rank 1, of rank 0's.
+    // In place at rank 1's position instead of rank 0's.
     assert_eq!(ranks[0].all_gather(m[0][0] + 4, m[0][0], 4), INVALID_USAGE);
     abort_all(&ranks);
 }
@@ -352,7 +354,7 @@ fn world_sizes_differ(nccl: &Nccl) {
 }
 
 fn no_context(nccl: &Nccl) {
-    // SAFETY: no context is current afterwards.
+    // SAFETY: afterwards no context is current.
     unsafe { result::ctx::set_current(null_mut()) }.expect("none");
     assert_eq!(init(nccl, 1, nccl.unique_id(), 0, &Config::new(false)), (1, null_mut()));
 }
@@ -366,7 +368,7 @@ fn captures_on_one_rank(nccl: &Nccl) {
     ranks[0].give_back(graph);
 }
 
-/// Two graphs on each rank, and each replays another one. Their operations look alike.
+/// Two graphs on each rank, which replay different ones. Their operations look alike.
 fn replays_another_graph(nccl: &Nccl) {
     let (ranks, m) = two(nccl);
     let graphs = [0, 1].map(|rank: usize| {
@@ -473,13 +475,13 @@ fn in_child_refusals() {
         (init(&nccl, 2, id, 0, &Config { blocking: 2, ..good() }), INVALID_ARGUMENT, "a field has a value"),
         (init(&nccl, 2, id, 0, &Config { ctas: [0; 3], ..good() }), INVALID_ARGUMENT, "a field has a value"),
     ];
-    // The last refusal's words stay.
+    // The last refusal's message is kept.
     assert!(nccl.last_error(null_mut()).contains(refused[7].2));
     for ((code, comm), wanted, words) in refused {
         assert_eq!((code, comm), (wanted, null_mut()), "{words}");
     }
     for (size, text) in [(8, "a size of 8"), (104, "")] {
-        // A caller that was compiled with a newer header has more fields.
+        // A caller compiled with a newer header has more fields.
         let mut newer = [0u8; 104];
         let config = Config { size, ..good() };
         // SAFETY: plain bytes of a C struct.
@@ -496,7 +498,7 @@ fn in_child_refusals() {
         }
     }
 
-    // Two ranks of one device.
+    // Two ranks on one device.
     let id = nccl.unique_id();
     let comms = [0, 1].map(|rank| {
         bind(0);
@@ -509,7 +511,7 @@ fn in_child_refusals() {
         assert_eq!(nccl.ncclCommAbort(comm), SUCCESS);
     }
 
-    // Nothing is nothing to end.
+    // Ending a null communicator succeeds.
     assert_eq!([nccl.ncclCommFinalize(null_mut()), nccl.ncclCommDestroy(null_mut())], [SUCCESS; 2]);
     assert_eq!(nccl.ncclCommAbort(null_mut()), SUCCESS);
     assert_eq!(nccl.ncclGroupEnd(), INVALID_USAGE);
@@ -522,21 +524,21 @@ fn in_child_refusals() {
     assert_eq!(broadcast(m[0][1], 4, 12, 0), INVALID_ARGUMENT);
     assert_eq!(broadcast(0, 4, UINT8, 0), INVALID_ARGUMENT);
     assert_eq!(nccl.ncclCommCount(null_mut(), &mut 0), INVALID_ARGUMENT);
-    // What a call of a group refuses, its end refuses too, and nothing is launched.
+    // A call refused in a group makes the group's end fail, too, and nothing is launched.
     let code = ranks[0].group(|_| {
         assert_eq!(broadcast(m[0][1], 4, UINT8, 0), SUCCESS);
         assert_eq!(broadcast(m[0][1], 4, UINT8, 2), INVALID_ARGUMENT);
     });
     assert_eq!((code, nccl.fake.count("launches")), (INVALID_ARGUMENT, 0));
 
-    // The environment goes before the settings.
+    // The environment overrides the configuration.
     // SAFETY: no other thread reads it meanwhile.
     unsafe { std::env::set_var("NCCL_COMM_BLOCKING", "1") };
     bind(0);
     let (code, comm) = init(&nccl, 1, nccl.unique_id(), 0, &good());
     assert_eq!((code, nccl.ncclCommAbort(comm)), (SUCCESS, SUCCESS));
 
-    // What allocates breaks a capture.
+    // An allocation breaks a capture.
     bind(0);
     // SAFETY: its own stream, here and below.
     unsafe {
@@ -550,7 +552,7 @@ fn in_child_refusals() {
     abort_all(&ranks);
 }
 
-/// A rank that does not ask for the state has put nothing on its stream: its mark comes before the operation.
+/// A rank that never polls the state has put nothing on its stream: its event completes before the operation.
 #[test]
 fn a_group_whose_end_nobody_asks_for_is_on_no_stream() {
     child("wrong::in_child_unasked", &[]);
@@ -577,7 +579,7 @@ fn in_child_unasked() {
     end(&ranks);
 }
 
-/// A piece of no bytes is a piece: who leaves it out leaves its peer waiting.
+/// A piece of no bytes is a piece: if one rank leaves it out, its peer waits.
 #[test]
 fn a_piece_of_no_bytes_that_is_left_out_is_awaited() {
     child("wrong::in_child_left_out", &[]);

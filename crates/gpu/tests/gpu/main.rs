@@ -1,11 +1,11 @@
-//! What only a GPU can show: `cargo test --features cuda --test gpu`, or the bundle of `scripts/gpu-bundle`
-//! on a machine without Rust. `record FILE` writes what the emulated device computes, so that no minute of a
-//! GPU goes into it; `fake-driver FOLDER` puts the project's own libcuda into a folder. Where there is no
-//! GPU, or an older one, a test reports `ignored` with the reason; it never passes unseen.
+//! Tests that need a GPU: `cargo test --features cuda --test gpu`, or the bundle of `scripts/gpu-bundle` on a
+//! machine without Rust. `record FILE` writes the emulated device's results in advance, to save time on the
+//! GPU; `fake-driver FOLDER` puts the project's own libcuda into a folder. Without a GPU, or on an older one,
+//! a test reports `ignored` with the reason; it never passes silently.
 #![allow(unsafe_code, reason = "launches")]
 
-mod carriers;
 mod memory;
+mod microkernels;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod results;
@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 fn main() -> ExitCode {
-    // Where a test here has started this program as a rank.
+    // If a test here has started this program as a rank.
     #[cfg(feature = "nccl")]
     nccl::enter();
     // For the bundle, on a machine without a GPU.
@@ -42,9 +42,9 @@ fn main() -> ExitCode {
         None => {}
     }
     let mut args = Arguments::from_args();
-    // One stream, in order: a fault is told with the launch that it belongs to.
+    // One test at a time on one stream, so that a fault is reported with its own launch.
     args.test_threads = Some(1);
-    let tests = products::TESTS.iter().chain(kernels::TESTS).chain(carriers::TESTS).chain(memory::TESTS);
+    let tests = products::TESTS.iter().chain(kernels::TESTS).chain(microkernels::TESTS).chain(memory::TESTS);
     let trials = tests.map(trial);
     #[cfg(feature = "nccl")]
     let trials = trials.chain(nccl::trials());
@@ -63,7 +63,7 @@ fn trial(test: &'static GpuTest) -> Trial {
     Trial::ignorable_test(test.name, || match fit(&test.needs) {
         Ok(device) => {
             let done = (test.run)(device);
-            // What there is, should a later one hang: the end tells where that cannot be written.
+            // Write the results so far, in case a later test hangs; the end reports a failed write.
             let _ = results::write(&Ok(device.clone()));
             done.map(|()| Completion::Completed)
         }

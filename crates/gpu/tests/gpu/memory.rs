@@ -68,7 +68,7 @@ fn no_such_device(_: &CudaDevice) -> Result<(), Failed> {
     }
 }
 
-/// The edges of our own rules: a rule that is laxer than the driver's would show here.
+/// The limits of our own rules: one that is laxer than the driver's would show here.
 fn tensor_maps(device: &CudaDevice) -> Result<(), Failed> {
     let buffer = device.filled(1 << 20, 0)?;
     let map = |element_bytes, rows, columns, pitch, box_rows, box_columns, swizzle| {

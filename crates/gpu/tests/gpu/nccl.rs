@@ -1,5 +1,5 @@
 //! Ranks as processes that share one GPU, over NVIDIA's NCCL: steps, a rank that does not come or is killed,
-//! graphs. Nothing is timed but faults: NCCL takes turns on a shared GPU, over sockets.
+//! graphs. Only faults are timed: on a shared GPU, NCCL takes turns and uses sockets.
 
 use super::device;
 use libtest_mimic::{Completion, Failed, Trial};
@@ -12,10 +12,10 @@ use std::time::Duration;
 /// The ranks of a group.
 const SIZES: [usize; 2] = [2, 4];
 
-/// How long a scenario may take on a GPU that its ranks take turns on.
+/// Time limit of a scenario on a GPU that its ranks take turns on.
 const WITHIN: Duration = Duration::from_secs(110);
 
-/// Runs the scenario that another test here has started this program for, and ends the process.
+/// Runs the scenario for which a test here has started this program, and ends the process.
 pub fn enter() {
     processes::enter(SCENARIOS, |_| panic!("this program is not started by mpirun"));
 }
@@ -43,7 +43,7 @@ fn run(name: &str, size: usize) -> Result<(), Failed> {
     let killed = (name == KILLED_RANK).then_some(BROKEN);
     if let Some(rank) = killed {
         ranks.wait_for(rank, WAITED_FOR);
-        // Its peers wait for it by now, or come to it after its end: they name it either way.
+        // Its peers wait for it by now, or come after its end: they name it either way.
         std::thread::sleep(Duration::from_millis(500));
         ranks.kill(rank);
     }

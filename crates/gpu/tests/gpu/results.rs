@@ -1,4 +1,4 @@
-//! What was compared, as JSON in the file that `LMHEAD_GPU_RESULTS` names.
+//! Comparisons, as JSON in the file that `LMHEAD_GPU_RESULTS` names.
 
 use lmhead::backend::cuda::CudaDevice;
 use lmhead_gpu::about::{about, write_whole};
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-/// How a kernel computes: what its bits could depend on.
+/// How a kernel computes, as far as its bits could depend on it.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Way {
     pub kernel: &'static str,
@@ -15,12 +15,12 @@ pub struct Way {
     /// m x n of one instruction.
     pub tile: &'static str,
     pub orientation: &'static str,
-    /// Where the instruction takes its operands from.
+    /// Where the instruction takes its weights from.
     pub weights_from: &'static str,
     pub rows_from: &'static str,
 }
 
-/// What distinguishes the two results that are compared.
+/// The difference between the two results compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Aspect {
@@ -40,13 +40,13 @@ pub struct Comparison {
     pub vocab: u32,
     pub rows: u32,
     pub hidden: u32,
-    /// Results that were compared.
+    /// Number of values compared.
     pub values: usize,
-    /// Of those, how many differ in a bit.
+    /// How many of them differ in a bit.
     pub differing: usize,
 }
 
-/// All comparisons of one kind: the answer at one look.
+/// Summary of all comparisons of one kind.
 #[derive(Debug, Serialize)]
 struct Summary<'a> {
     aspect: Aspect,
@@ -86,10 +86,10 @@ pub fn add(comparison: Comparison) {
     ALL.lock().unwrap_or_else(PoisonError::into_inner).push(comparison);
 }
 
-/// Nothing where the variable is unset.
+/// Does nothing where the variable is unset.
 ///
 /// # Errors
-/// The file cannot be written.
+/// If the file cannot be written.
 pub fn write(device: &Result<CudaDevice, String>) -> Result<(), String> {
     let Some(path) = std::env::var_os("LMHEAD_GPU_RESULTS").map(PathBuf::from) else { return Ok(()) };
     let comparisons = ALL.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,8 +98,8 @@ pub fn write(device: &Result<CudaDevice, String>) -> Result<(), String> {
         Err(reason) => serde_json::json!({ "device": null, "none": reason }),
     };
     text["method"] =
-        "each carrier kernel through the driver API; bits compared value by value; seeded operands".into();
-    text["kernels"] = serde_json::json!(crate::carriers::WAYS);
+        "each microkernel through the driver API; bits compared value by value; seeded operands".into();
+    text["kernels"] = serde_json::json!(crate::microkernels::WAYS);
     text["summary"] = serde_json::json!(summaries(&comparisons));
     text["comparisons"] = serde_json::json!(*comparisons);
     let text = serde_json::to_string_pretty(&text).expect("this is JSON");

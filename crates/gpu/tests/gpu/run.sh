@@ -20,8 +20,8 @@
 #   rest       the other tests, by what they are worth, until the time is up
 #   nccl       only where it is asked for: bits of steps, a rank that is late or killed, replays of a graph
 #
-# hopper is doctor and bits; memcheck and racecheck of the kernels for packed weights; heads in bf16 and W8A8;
-# answers; ncu. On another device it says so and runs nothing.
+# hopper is doctor and bits; memcheck and racecheck of the kernels for packed weights; heads, for longer than
+# in the first; answers; ncu. On another device it says so and runs nothing.
 #
 # In this order, each under a limit of its own. A second call does what the first had no time for:
 # `run.sh first --only rest`. Results are in $OUT (./out), eight files at most, as they come; summary.json
@@ -34,10 +34,10 @@ all="doctor bits heads memcheck racecheck answers ncu probes rest"
 known="$all nccl"
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ "$*" != nccl ] || set -- first --only nccl
-# Where there is little time: which kernels a sanitizer runs, and which weights are measured for how long.
-checked=kernels:: kinds=all heads_limit=120 hopper=
+# Where there is little time: which kernels a sanitizer runs, and how long heads are measured.
+checked=kernels:: heads_limit=120 hopper=
 if [ "$*" = hopper ]; then
-  hopper=1 checked=kernels::packed kinds=packed heads_limit=170
+  hopper=1 checked=kernels::packed heads_limit=170
   set -- first --only doctor,bits,memcheck,racecheck,heads,answers,ncu
 fi
 [ "${1:-}" = first ] || usage
@@ -219,7 +219,7 @@ capability=$(sed -n 's/.*"compute_capability":"\([^"]*\)".*/\1/p' <<<"$about")
 # Kernels that another device does not have are no test that it has failed to run.
 skipped=()
 if [ "$capability" != 9.0 ]; then
-  [ -z "$about" ] || for name in packed:: carriers::wgmma carriers::gather carriers::bits_of; do
+  [ -z "$about" ] || for name in packed:: microkernels::wgmma microkernels::gather microkernels::bits_of; do
     skipped+=(--skip "kernels::$name")
   done
   if [ -n "$hopper" ]; then
@@ -240,9 +240,7 @@ for one in $wanted; do
       # A process for each kind; the rest of the limit is for what each of them has begun when its time is up.
       left=$((deadline - SECONDS))
       left=$((left > heads_limit ? heads_limit - 15 : left > 20 ? left - 15 : 5))
-      heads=(./gpu_matmul heads "$out/heads.json" "$left")
-      [ "$kinds" = all ] || heads+=("$kinds")
-      step heads run.log "$heads_limit" "${heads[@]}"
+      step heads run.log "$heads_limit" ./gpu_matmul heads "$out/heads.json" "$left"
       ;;
     memcheck) sanitize memcheck 60 ;;
     racecheck) sanitize racecheck 60 ;;
@@ -267,7 +265,7 @@ for one in $wanted; do
       sanitize initcheck 60
       sanitize synccheck 60
       # What keeps the processor busy, and the GPU hardly: for the time that is left.
-      LMHEAD_GPU_RESULTS=$out/carriers.json tests carriers run.log 60 kernels::carriers
+      LMHEAD_GPU_RESULTS=$out/microkernels.json tests microkernels run.log 60 kernels::microkernels
       step whole_program run.log 60 \
         ./lmhead run --backend cuda --preset "$preset" --rows 7,0,12,9 --lmhead-tp-size 4 --check
       tests cpu_int8 run.log 60 products::int8_has_the_cpus

@@ -1,6 +1,7 @@
-// What the functions of kernels/answers cost: compiled and counted, never launched. Each kernel whose name
-// ends in 8 treats eight logits a thread without a loop, its partner twenty-four: the difference is the price
-// of 16.
+// The cost of the functions in kernels/answers: compiled and counted, never launched. Each kernel whose name
+// ends in 8 processes eight logits a thread without a loop, its partner twenty-four: the difference is the
+// cost of 16.
+#include "answers/best.cuh"
 #include "answers/exponential.cuh"
 #include "answers/mass.cuh"
 #include "answers/noise.cuh"
@@ -16,6 +17,7 @@ struct CostParams {
   answers::Scale scale;
   answers::DrawScale draw;
   uint32_t unit;
+  uint32_t bar;
 };
 
 template <uint32_t kLogits>
@@ -82,20 +84,57 @@ DEVICE void find_floor(const CostParams &p) {
   st_global_f32(p.out + threadIdx.x, draw.floor);
 }
 
+// Four logits are compared with the bar at once, as passes over logits in memory do: those below it, nearly
+// all, are offered to nobody.
+template <uint32_t kLogits>
+DEVICE void compare_all(const CostParams &p) {
+  float logits[kLogits];
+  load(p, logits);
+  const answers::Best best(dynamic_shared(), p.unit, p.bar);
+  uint32_t votes = 0;
+#pragma unroll
+  for (uint32_t i = 0; i < kLogits; i += 4) {
+    bool wanted = false;
+#pragma unroll
+    for (uint32_t j = 0; j < 4; ++j) wanted |= answers::ordered(logits[i + j]) >= best.least();
+    votes += vote_any(wanted);
+  }
+  st_global_u32(p.out + threadIdx.x, votes);
+}
+
+// How many of a row's logits beat a target.
+template <uint32_t kLogits>
+DEVICE void count_all(const CostParams &p) {
+  float logits[kLogits];
+  load(p, logits);
+  const U32x2 target = ld_global_v2(p.partial);
+  const uint64_t key = answers::key_of(target.x, target.y);
+  uint32_t num_greater = 0;
+#pragma unroll
+  for (uint32_t i = 0; i < kLogits; ++i)
+    num_greater +=
+        popc_b32(vote_ballot(answers::key_of(mov_b32_f32(logits[i]), p.unit + 32 * i + threadIdx.x) > key));
+  st_global_u32(p.out + threadIdx.x, num_greater);
+}
+
 KERNEL(sum_8, CostParams, 128, 1) { add_all<8>(params); }
 KERNEL(sum_24, CostParams, 128, 1) { add_all<24>(params); }
 KERNEL(mass_8, CostParams, 128, 1) { add_masses<8>(params); }
 KERNEL(mass_24, CostParams, 128, 1) { add_masses<24>(params); }
 KERNEL(screen_8, CostParams, 128, 1) { find_floor<8>(params); }
 KERNEL(screen_24, CostParams, 128, 1) { find_floor<24>(params); }
+KERNEL(bar_8, CostParams, 128, 1) { compare_all<8>(params); }
+KERNEL(bar_24, CostParams, 128, 1) { compare_all<24>(params); }
+KERNEL(count_8, CostParams, 128, 1) { count_all<8>(params); }
+KERNEL(count_24, CostParams, 128, 1) { count_all<24>(params); }
 
-// What is done once a row, in f64.
+// The work for each row, in f64.
 KERNEL(finish, CostParams, 128, 1) {
   answers::ExpSum sum = load_sum(params);
   sum.merge_lanes();
   st_global_f32(params.out, cvt_rn_f32_f64(answers::logsumexp(sum, params.scale.max)));
 }
-// What is done for the candidates that the screen leaves, in f64.
+// The work for each candidate that the screen leaves, in f64.
 KERNEL(score, CostParams, 128, 1) {
   answers::Draw draw;
   draw.offer(params.draw.score(params.scale.max, params.unit), threadIdx.x, params.scale.max);

@@ -1,4 +1,4 @@
-//! The machine code of the embedded kernels, read back: `cargo test --features cuda --test machine_code`.
+//! Reads the machine code of the embedded kernels back: `cargo test --features cuda --test machine_code`.
 //! Needs the CUDA toolkit's programs and no GPU. Without the feature only the reader itself is tested, on
 //! recorded text.
 
@@ -10,7 +10,8 @@ mod wrappers;
 use expectations::{Expectation, all_faults, faults};
 use lmhead_gpu::code::{Code, parse};
 
-/// cuobjdump 13.2 on a fatbin of two kernels: `multiply` (one mma.sync), `pick` (an array in local memory).
+/// cuobjdump 13.2 on a fatbin of two kernels: `multiply` (one mma.sync) and `pick` (an array in local
+/// memory).
 const RESOURCES: &str = include_str!("samples/res_usage.txt");
 const SASS: &str = include_str!("samples/sass.txt");
 
@@ -156,7 +157,7 @@ mod with_the_toolkit {
     use std::process::Command;
     use std::sync::OnceLock;
 
-    /// What nvcc made of every embedded kernel, read once for all tests.
+    /// The machine code of every embedded kernel, read once for all tests.
     fn embedded() -> &'static [Code] {
         static CODES: OnceLock<Vec<Code>> = OnceLock::new();
         CODES.get_or_init(|| {
@@ -174,9 +175,9 @@ mod with_the_toolkit {
         assert!(faults.is_empty(), "{}", faults.join("\n"));
     }
 
-    /// The CUDA backend lets every kernel begin beside the one before it by the architecture of its code:
-    /// there it must wait, and load nothing by .nc, which ptxas may move before the wait. The carriers are
-    /// launched by nobody but tests.
+    /// The CUDA backend lets every kernel overlap with the previous one if its code's architecture supports
+    /// that: there the kernel must wait, and use no .nc loads, which ptxas may move before the wait. The
+    /// microkernels are launched only by tests.
     #[test]
     fn kernels_wait_where_the_backend_counts_on_it() {
         for code in embedded() {
@@ -185,21 +186,20 @@ mod with_the_toolkit {
             let since_9 = usize::from(number.expect("a number") >= 90);
             let name = format!("{} {}", code.kernel, code.architecture);
             let of_step = match &code.file[..] {
-                file if file.starts_with("carriers/") => 0,
-                // The threads that multiply, the one that copies, and the others of its warps.
+                file if file.starts_with("microkernels/") => 0,
+                // The threads that multiply, the thread that copies, and the others of its warps.
                 file if file.starts_with("wgmma_matmul") => 3,
                 _ => 1,
             };
             assert_eq!(counts, (since_9 * of_step, since_9 * of_step), "{name}");
-            // It reads what was there before the step, or before the bench.
+            // read_stream may use .nc: it reads data from before the step or the benchmark.
             if of_step > 0 && code.kernel != "read_stream" {
                 assert_eq!(code.count("LDG.CONSTANT"), 0, "{name}");
             }
         }
     }
 
-    /// ptxas says there that it serialises wgmma, or had to mend the order of its registers: nothing else
-    /// shows it.
+    /// ptxas warns when it serialises wgmma or reorders its registers: nothing else shows it.
     #[test]
     fn nvcc_had_nothing_to_say() {
         for fatbin in EMBEDDED {
@@ -207,7 +207,7 @@ mod with_the_toolkit {
         }
     }
 
-    /// The example of kernels/README.md, by the row that it shows.
+    /// The example in kernels/README.md, against the row that it shows.
     #[test]
     fn the_readmes_kernel_is_as_its_row_says() {
         macro_rules! with_text {
@@ -241,7 +241,7 @@ mod with_the_toolkit {
         assert!(found.is_empty(), "{}", found.join("\n"));
     }
 
-    /// 48 sums that need each other, in 32 registers.
+    /// 48 interdependent sums in 32 registers.
     const SPILLS: &str = r#"
 extern "C" __global__ void __launch_bounds__(1024, 2) spills(const float *in, float *out) {
   float held[48];

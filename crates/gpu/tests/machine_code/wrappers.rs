@@ -1,5 +1,5 @@
 //! The wrappers of `kernels/ptx.cuh` under nvcc: each compiles and becomes the instruction that it is named
-//! after. (What it means on the emulated device is tested there.)
+//! after. (The emulated device's tests cover its semantics there.)
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ fn every_wrapper_is_called() {
     let mut wrappers = BTreeSet::new();
     for entry in fs::read_dir(&folder).expect("the headers' folder") {
         let text = fs::read_to_string(entry.expect("a file").path()).expect("text");
-        // `PTX void name(`; the macro's own definition has no name behind it.
+        // Lines `PTX void name(`; the macro's own definition has no name after it.
         let names = text.lines().filter_map(|line| line.strip_prefix("PTX ")?.split('(').next());
         wrappers.extend(names.filter_map(|head| head.split_whitespace().last()).map(str::to_string));
     }
@@ -28,7 +28,7 @@ fn every_wrapper_is_called() {
     assert!(missing.is_empty(), "call these in crates/gpu/tests/machine_code/wrappers/*.cu: {missing:?}");
 }
 
-/// Kernel of the wrapper files -> instructions that must be in it.
+/// Kernel of the wrapper files -> instructions that it must contain.
 #[cfg(feature = "cuda")]
 const BECOMES: &[(&str, &[&str])] = &[
     (
@@ -183,12 +183,12 @@ fn every_wrapper_becomes_its_instruction() {
         missing
             .extend(patterns.iter().filter(|p| count(kernel, p) == 0).map(|p| format!("{kernel}: no {p}")));
     }
-    // Four loads before the wait, four behind it.
+    // Four loads before the wait, four after it.
     let loads = count("dependent_reads", "LDG");
     if loads != 8 {
         missing.push(format!("dependent_reads: wanted 8 LDG, got {loads}: some were merged"));
     }
-    // a from shared memory and from registers: two products each.
+    // a from shared memory and from registers: two instructions for each.
     for n in (8..=256).step_by(8) {
         let mut wanted = vec![
             (format!("wgmma_bf16_n{n}"), format!("HGMMA.64x{n}x16.F32.BF16")),

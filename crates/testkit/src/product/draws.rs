@@ -400,45 +400,58 @@ const PRODUCTS: [(usize, usize, usize); 8] = [
 /// Where something differs, with the seed.
 pub fn of_products_are_the_cpus<D: KernelDevice>(backend: &DeviceBackend<D>, cpu: &CpuBackend, seed: u64) {
     for (i, size) in PRODUCTS.into_iter().enumerate() {
-        for kind in 0..4 {
-            product(backend, cpu, size, kind, seed + 10 * i as u64 + kind);
-        }
+        of_a_product_are_the_cpus(backend, cpu, (size, HIDDEN), seed + 10 * i as u64);
+    }
+}
+
+/// The same for one product: rows, ids of the shard, ids of the vocabulary before it; and the hidden size.
+///
+/// # Panics
+/// Where something differs, with the seed.
+pub fn of_a_product_are_the_cpus<D: KernelDevice>(
+    backend: &DeviceBackend<D>,
+    cpu: &CpuBackend,
+    size: ((usize, usize, usize), usize),
+    seed: u64,
+) {
+    for kind in 0..4 {
+        product(backend, cpu, size, kind, seed + kind);
     }
 }
 
 /// An int8 head, whose logits are the CPU's in every bit. By `kind`: few values, which tie everywhere; usual
 /// values; one id far above all others; or logits so large that f32 would lose the noise.
-fn int8_head(ids: Range<usize>, kind: u64, random: &mut Random) -> Arc<HeadShard> {
+fn int8_head(ids: Range<usize>, hidden: usize, kind: u64, random: &mut Random) -> Arc<HeadShard> {
     let spread = if kind == 0 { 1 } else { 60 };
     let one = |random: &mut Random| (random.below(2 * spread + 1) as i32 - spread as i32) as i8;
-    let values: Vec<i8> = (0..ids.len() * HIDDEN).map(|_| one(random)).collect();
+    let values: Vec<i8> = (0..ids.len() * hidden).map(|_| one(random)).collect();
     let above = random.below(ids.len());
     let bias = (0..ids.len()).map(|id| if kind == 2 && id == above { 300.0 } else { 0.0 }).collect();
     let scale = [0.5, 0.02, 0.02, 1e34][kind as usize];
     let matrix = Matrix::I8 { values: values.into(), scales: vec![scale; ids.len()] };
     // A shard that does not end at a block is the last one.
     let vocab = if ids.end.is_multiple_of(64) { ids.end + 64 } else { ids.end };
-    Arc::new(HeadShard::new(ids, vocab, HIDDEN, Quantization::W8a8, matrix, Some(bias)).expect("a shard"))
+    Arc::new(HeadShard::new(ids, vocab, hidden, Quantization::W8a8, matrix, Some(bias)).expect("a shard"))
 }
 
 fn product<D: KernelDevice>(
     backend: &DeviceBackend<D>,
     cpu: &CpuBackend,
-    (rows, ids, first): (usize, usize, usize),
+    ((rows, ids, first), columns): ((usize, usize, usize), usize),
     kind: u64,
     seed: u64,
 ) {
     let what = format!("{rows} rows, ids {first}..{}, kind {kind}, seed {seed}", first + ids);
     let mut random = Random(seed);
-    let shard = int8_head(first..first + ids, kind, &mut random);
+    let shard = int8_head(first..first + ids, columns, kind, &mut random);
     let vocab = shard.info().vocab_size;
-    let mut values: Vec<f32> = (0..rows * HIDDEN).map(|_| random.below(9) as f32 - 4.0).collect();
+    let mut values: Vec<f32> = (0..rows * columns).map(|_| random.below(9) as f32 - 4.0).collect();
     if rows > 2 {
-        values[HIDDEN] = f32::NAN;
+        values[columns] = f32::NAN;
     }
     let mut bytes = vec![0; 2 * values.len()];
     DType::Bf16.round_into(&values, &mut bytes);
-    let hidden = HiddenRows::new(&bytes, DType::Bf16, rows, HIDDEN).expect("rows");
+    let hidden = HiddenRows::new(&bytes, DType::Bf16, rows, columns).expect("rows");
     // The last row allows no id, the others every third one.
     let words = vocab.div_ceil(32);
     let mask = (0..rows * words)
@@ -447,7 +460,7 @@ fn product<D: KernelDevice>(
         vocab,
         rows,
         mask: Some(mask.collect()),
-        additions: None,
+        logit_bias: None,
         penalties: None,
     };
     let mut masked = ShardAdjustments::new(first..first + ids);

@@ -3,7 +3,7 @@
 use super::{Finish, Guarded, Index, Operands, Product};
 use lmhead::DType;
 use lmhead::backend::device::hopper::{pack_weights, packed_bytes};
-use lmhead::backend::device::{Call, KernelDevice, Matmul, NO_PARTIALS, Spec};
+use lmhead::backend::device::{KernelDevice, Matmul, MatmulCall, NO_PARTIALS, Spec};
 use lmhead::backend::params::{
     LMHEAD_DTYPE_BF16, LMHEAD_DTYPE_F16, LMHEAD_DTYPE_F32, LogitAdjustments, LogitMatrix, RowMatrix,
     WeightMatrix,
@@ -92,7 +92,8 @@ fn by_id<T: Copy>(rows: &[Vec<(i64, T)>]) -> (Vec<u32>, Vec<u32>, Vec<T>) {
 impl<D: KernelDevice> Arrays<D> {
     fn new(device: &D, operands: &Operands) -> Result<Self, String> {
         let a = &operands.adjustments;
-        let (addition_offsets, addition_ids, addition_values) = by_id(a.additions.as_deref().unwrap_or(&[]));
+        let (logit_bias_offsets, logit_bias_ids, logit_bias_values) =
+            by_id(a.logit_bias.as_deref().unwrap_or(&[]));
         let penalties = a.penalties.clone().unwrap_or_default();
         let packed: Vec<Vec<(i64, u32)>> = penalties
             .iter()
@@ -106,9 +107,9 @@ impl<D: KernelDevice> Arrays<D> {
         let rows = a.mask.iter().flat_map(|mask| mask.chunks(words));
         let mask = rows.flat_map(|row| row.iter().map(|&word| word as u32).chain([0x5a5a_5a5a])).collect();
         let arrays = [
-            addition_offsets,
-            addition_ids,
-            bits(&addition_values),
+            logit_bias_offsets,
+            logit_bias_ids,
+            bits(&logit_bias_values),
             count_offsets,
             count_ids,
             counts,
@@ -123,9 +124,9 @@ impl<D: KernelDevice> Arrays<D> {
             .map(|words| Guarded::input(device, bytemuck::cast_slice(words)))
             .collect::<Result<_, _>>()?;
         let names = [
-            "addition_offsets",
-            "addition_ids",
-            "addition_values",
+            "logit_bias_offsets",
+            "logit_bias_ids",
+            "logit_bias_values",
             "count_offsets",
             "count_ids",
             "counts",
@@ -144,11 +145,11 @@ impl<D: KernelDevice> Arrays<D> {
         let at = |i: usize, wanted: bool, words: usize| -> usize {
             if wanted { self.buffers[i].address() as usize + 4 * words } else { 0 }
         };
-        let (additions, penalties) = (finish.additions, finish.penalties);
+        let (logit_bias, penalties) = (finish.logit_bias, finish.penalties);
         LogitAdjustments {
-            addition_offsets: at(0, additions, 0) as *const u32,
-            addition_ids: at(1, additions, 0) as *const u32,
-            addition_values: at(2, additions, 0) as *const f32,
+            logit_bias_offsets: at(0, logit_bias, 0) as *const u32,
+            logit_bias_ids: at(1, logit_bias, 0) as *const u32,
+            logit_bias_values: at(2, logit_bias, 0) as *const f32,
             count_offsets: at(3, penalties, 0) as *const u32,
             count_ids: at(4, penalties, 0) as *const u32,
             counts: at(5, penalties, 0) as *const u32,
@@ -181,13 +182,20 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
 
     /// The call of a launch with outputs at these addresses; `logits` is the address for the whole head's
     /// first id.
-    pub fn call(&self, launch: &Launch, indices: u64, logits: u64, status: u64, workspace: u64) -> Call {
+    pub fn call(
+        &self,
+        launch: &Launch,
+        indices: u64,
+        logits: u64,
+        status: u64,
+        workspace: u64,
+    ) -> MatmulCall {
         let Product { precision, layout, .. } = self.product;
         let (first, rows) = (launch.ids.0, launch.picks.indices.len());
         let size = launch.finish.out.size();
         let int8 = precision.weight_bytes() == 1;
         let offset = (layout.row_offset * precision.rows().size()) as u64;
-        Call {
+        MatmulCall {
             rows,
             weights: WeightMatrix {
                 data: (self.weights.address() as usize + first * self.weight_pitch) as *const _,
@@ -266,7 +274,7 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
             self.call(launch, at, out.address() + before as u64, status.address(), workspace.address());
         let packed = if is_packed { Some(self.packed(plan, &ids)?) } else { None };
         if let Some(packed) = &packed {
-            let pitch = plan.workspace.row_pitch as u64;
+            let pitch = plan.precision.packed_row_bytes(hidden) as u64;
             call.weights = WeightMatrix {
                 data: packed.address() as usize as *const _,
                 pitch,
@@ -321,11 +329,17 @@ type QuantisedRows = (Vec<i8>, Vec<f32>);
 fn quantised_rows(plan: &Plan, used: &[u8]) -> Result<Option<QuantisedRows>, String> {
     let Shape { rows, hidden, .. } = plan.shape;
     let (pitch, scales) = (plan.workspace.row_pitch, plan.workspace.scales);
+    let int8 = plan.precision.multiplies_int8();
+    let element = if int8 { 1 } else { plan.precision.rows().size() };
+    // Pairs of each 16 elements change places: even ones come first.
+    let interleaved = !int8 && plan.precision.weight_bytes() == 1;
     // Where byte `at` of row `row` lies.
     let place = |row: usize, at: usize| match plan.stage {
         None => row * pitch + at,
         Some(_) => {
-            let (n, columns) = (plan.tile.rows, pitch / 128);
+            let pair = at % 32 / 4;
+            let at = if interleaved { at - 4 * pair + 4 * (pair / 2 + pair % 2 * 4) } else { at };
+            let (n, columns) = (plan.tile.block_m, pitch / 128);
             let column = (row / n * columns + at / 128) * n * 128;
             column + row % n * 128 + ((at % 128 / 16) ^ (row % n % 8)) * 16 + at % 16
         }
@@ -333,14 +347,13 @@ fn quantised_rows(plan: &Plan, used: &[u8]) -> Result<Option<QuantisedRows>, Str
     let Some(staged) = plan.stage.map(|stage| stage.blocks as usize).or(plan.quantize.map(|_| rows)) else {
         return Ok(None);
     };
-    let element = if plan.stage.is_some() { plan.precision.weight_bytes() } else { 1 };
     for row in 0..staged {
         let end = if row < rows { hidden * element } else { 0 };
         if (end..pitch).any(|at| used[place(row, at)] != 0) {
             return Err(format!("row {row} in the workspace: wanted zeros from byte {end} on"));
         }
     }
-    if element != 1 {
+    if !int8 {
         return Ok(None);
     }
     let values = (0..rows).flat_map(|row| (0..hidden).map(move |at| (row, at)));

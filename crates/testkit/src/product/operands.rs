@@ -200,7 +200,7 @@ fn adjustments(rows: usize, vocab: usize, finish: super::Finish, random: &mut Ra
         }
     };
     let mask = finish.mask.then(|| having(|one| one.mask.is_some()).mask).flatten();
-    let additions = finish.additions.then(|| having(|one| one.additions.is_some()).additions).flatten();
+    let logit_bias = finish.logit_bias.then(|| having(|one| one.logit_bias.is_some()).logit_bias).flatten();
     let penalties = finish.penalties.then(|| having(|one| one.penalties.is_some()).penalties).flatten();
-    OwnAdjustments { vocab, rows, mask, additions, penalties }
+    OwnAdjustments { vocab, rows, mask, logit_bias, penalties }
 }

@@ -29,7 +29,7 @@ use std::sync::Arc;
 /// Numbers of candidates: one, some, the most that a warp collects, one more, many, and all.
 pub const CANDIDATES: [usize; 6] = [1, 9, 64, 65, 1000, usize::MAX];
 
-/// Ids and rows of the cases. Tiles have 64 or 128 ids; held logits of 2048 ids and more are several parts.
+/// Ids and rows of the cases. Tiles have 64 to 256 ids; held logits of 2048 ids and more are several parts.
 pub const SIZES: [(usize, usize); 7] =
     [(1, 3), (63, 9), (65, 70), (129, 17), (2048, 5), (2100, 3), (4200, 8)];
 
@@ -44,18 +44,18 @@ fn said(bytes: &[u8], spec: PartialSpec, ids: usize) -> Vec<Said> {
         merge.reset(spec);
         merge.add(bytes, &(0..ids)).expect("a partial");
         let best = merge.sorted().iter().map(|c| (c.value.to_bits(), c.id)).collect();
-        (merge.status(), best, merge.logsumexp().to_bits(), merge.better().to_vec())
+        (merge.status(), best, merge.logsumexp().to_bits(), merge.num_greater().to_vec())
     };
     bytes.chunks(spec.stride(ids)).map(row).collect()
 }
 
 /// An int8 head with few different values, so that logits tie everywhere; only id `largest` is above all.
-fn shard(vocab: usize, largest: usize, random: &mut Random) -> Arc<HeadShard> {
-    let values: Vec<i8> = (0..vocab * HIDDEN).map(|_| random.below(3) as i8 - 1).collect();
+fn shard((vocab, hidden): (usize, usize), largest: usize, random: &mut Random) -> Arc<HeadShard> {
+    let values: Vec<i8> = (0..vocab * hidden).map(|_| random.below(3) as i8 - 1).collect();
     let bias = (0..vocab).map(|id| if id == largest { 20.0 } else { 0.0 }).collect();
     let matrix = Matrix::I8 { values: values.into(), scales: vec![0.5; vocab] };
     Arc::new(
-        HeadShard::new(0..vocab, vocab, HIDDEN, Quantization::W8a8, matrix, Some(bias)).expect("a shard"),
+        HeadShard::new(0..vocab, vocab, hidden, Quantization::W8a8, matrix, Some(bias)).expect("a shard"),
     )
 }
 
@@ -63,19 +63,20 @@ fn shard(vocab: usize, largest: usize, random: &mut Random) -> Arc<HeadShard> {
 fn case<D: KernelDevice>(
     backend: &DeviceBackend<D>,
     cpu: &CpuBackend,
-    (vocab, rows, k, largest): (usize, usize, usize, usize),
+    (vocab, rows, columns): (usize, usize, usize),
+    (k, largest): (usize, usize),
     seed: u64,
 ) {
     let what = format!("{rows} rows, {vocab} ids, k {k}, largest {largest}, seed {seed}");
     let mut random = Random(seed);
-    let shard = shard(vocab, largest, &mut random);
-    let mut values: Vec<f32> = (0..rows * HIDDEN).map(|_| random.below(5) as f32 - 2.0).collect();
+    let shard = shard((vocab, columns), largest, &mut random);
+    let mut values: Vec<f32> = (0..rows * columns).map(|_| random.below(5) as f32 - 2.0).collect();
     if rows > 2 {
-        values[HIDDEN] = f32::NAN;
+        values[columns] = f32::NAN;
     }
     let mut bytes = vec![0; 2 * values.len()];
     DType::Bf16.round_into(&values, &mut bytes);
-    let hidden = HiddenRows::new(&bytes, DType::Bf16, rows, HIDDEN).expect("rows");
+    let hidden = HiddenRows::new(&bytes, DType::Bf16, rows, columns).expect("rows");
     // The last row allows no id, the others all.
     let own = crate::adjusting::OwnAdjustments {
         vocab,
@@ -83,7 +84,7 @@ fn case<D: KernelDevice>(
         mask: Some(
             (0..rows * vocab.div_ceil(32)).map(|i| -i32::from(i / vocab.div_ceil(32) + 1 < rows)).collect(),
         ),
-        additions: None,
+        logit_bias: None,
         penalties: None,
     };
     let mut masked = ShardAdjustments::new(0..vocab);
@@ -243,6 +244,23 @@ fn order(logit: f32) -> u32 {
     bits ^ if bits >> 31 == 1 { u32::MAX } else { 1 << 31 }
 }
 
+/// Checks few cases of one size: ids, rows, hidden size.
+///
+/// # Panics
+/// Where something differs, with the seed.
+pub fn of_one_size_are_the_cpus<D: KernelDevice>(
+    backend: &DeviceBackend<D>,
+    cpu: &CpuBackend,
+    size: (usize, usize, usize),
+    seed: u64,
+) {
+    let mut random = Random(seed);
+    // The largest logit is in the last tile.
+    for k in [1, 64] {
+        case(backend, cpu, size, (k, size.0 - 1), random.next());
+    }
+}
+
 /// Checks all cases.
 ///
 /// # Panics
@@ -256,14 +274,14 @@ pub fn are_the_cpus<D: KernelDevice>(backend: &DeviceBackend<D>, cpu: &CpuBacken
                 continue;
             }
             let largest = random.below(vocab);
-            case(backend, cpu, (vocab, rows, k.min(vocab + 3), largest), random.next());
+            case(backend, cpu, (vocab, rows, HIDDEN), (k.min(vocab + 3), largest), random.next());
         }
     }
     // Each tile and part in turn has the largest logit, at its first or last id.
     let edges = (0..4200).filter(|id| [0, 63].contains(&(id % 64)));
     for (i, largest) in edges.step_by(5).enumerate() {
         let k = if i.is_multiple_of(4) { 65 } else { 1 };
-        case(backend, cpu, (4200, 2, k, largest), random.next());
+        case(backend, cpu, (4200, 2, HIDDEN), (k, largest), random.next());
     }
     lists::are_merged_as_on_the_host(backend, seed);
     for k in [3, 70] {

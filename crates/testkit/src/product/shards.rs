@@ -244,7 +244,7 @@ fn said(bytes: &[u8], spec: PartialSpec, vocab: &Range<usize>) -> Vec<Said> {
         }
         let sum = merge.logsumexp().to_bits();
         let best = merge.sorted().iter().map(|c| (c.id, c.value.to_bits())).collect();
-        (best, sum, merge.better().to_vec(), 0)
+        (best, sum, merge.num_greater().to_vec(), 0)
     })
     .collect()
 }
@@ -267,12 +267,13 @@ fn defined(
         best.sort_by(|a, b| b.value.partial_cmp(&a.value).unwrap().then(a.id.cmp(&b.id)));
         let max = best.first().map_or(f32::NEG_INFINITY, |c| c.value);
         best.truncate(spec.k);
-        let better = targets[row * spec.targets..][..spec.targets].iter().map(|target| match target.id {
-            NO_TARGET => 0,
-            _ => all.clone().filter(|c| c.beats(target)).count() as u32,
-        });
+        let num_greater =
+            targets[row * spec.targets..][..spec.targets].iter().map(|target| match target.id {
+                NO_TARGET => 0,
+                _ => all.clone().filter(|c| c.beats(target)).count() as u32,
+            });
         let best = best.iter().map(|c| (c.id, c.value.to_bits())).collect();
-        (best, ExpSum::of(own).ln(max).to_bits(), better.collect(), 0)
+        (best, ExpSum::of(own).ln(max).to_bits(), num_greater.collect(), 0)
     };
     status.iter().enumerate().map(one).collect()
 }

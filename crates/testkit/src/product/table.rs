@@ -41,7 +41,7 @@ fn finishes() -> Vec<(&'static str, Finish)> {
         ("scale", plain(false, None, 0.0625)),
         ("bias, softcap, scale to bf16", Finish { out: DType::Bf16, ..plain(true, Some(1.0), 1.7) }),
         ("negative scale to f16", Finish { out: DType::F16, ..plain(true, Some(50.0), -2.5) }),
-        ("additions", Finish { additions: true, ..none }),
+        ("logit_bias", Finish { logit_bias: true, ..none }),
         ("penalties", Finish { penalties: true, ..none }),
         ("mask to bf16", Finish { mask: true, out: DType::Bf16, ..none }),
         ("temperatures", Finish { temperatures: true, ..none }),

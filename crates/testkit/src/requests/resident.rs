@@ -19,7 +19,7 @@ use lmhead::head::{LmHead, StepOptions};
 use lmhead::layout::HeadGroup;
 use lmhead::memory::{Allocation, Memory, Span, SpanMut, Stream};
 use lmhead::result::{
-    AdditionSpans, Answer, AnswerBuffers, DeviceInputs, Logprobs, Output, PenaltySpans, Request, RowInputs,
+    Answer, AnswerBuffers, DeviceInputs, LogitBiasSpans, Logprobs, Output, PenaltySpans, Request, RowInputs,
     RowStatus, SamplingSpans, TokenLogprobs,
 };
 use lmhead::rows::{HiddenRows, RowCounts};
@@ -225,7 +225,7 @@ pub(crate) struct PlacedInputs {
     targets: Option<Box<dyn Allocation>>,
     sampling: Option<[Box<dyn Allocation>; 6]>,
     allowed: Option<Box<dyn Allocation>>,
-    additions: Option<[Box<dyn Allocation>; 3]>,
+    logit_bias: Option<[Box<dyn Allocation>; 3]>,
     penalties: Option<[Box<dyn Allocation>; 7]>,
 }
 
@@ -236,7 +236,7 @@ impl PlacedInputs {
         sampling: Option<&[SamplingParams]>,
         adjustments: Option<Adjustments<'_>>,
     ) -> Self {
-        let Adjustments { allowed, additions, penalties } = adjustments.unwrap_or_default();
+        let Adjustments { allowed, logit_bias, penalties } = adjustments.unwrap_or_default();
         let offsets = |of: &[usize]| room.with(&of.iter().map(|&n| n as i64).collect::<Vec<_>>());
         let floats = |of: &[SamplingParams], get: fn(&SamplingParams) -> f32| {
             room.with(&of.iter().map(get).collect::<Vec<f32>>())
@@ -258,7 +258,7 @@ impl PlacedInputs {
                 ]
             }),
             allowed: allowed.map(|mask| room.with(mask)),
-            additions: additions.map(|of| [offsets(of.offsets), room.with(of.ids), room.with(of.values)]),
+            logit_bias: logit_bias.map(|of| [offsets(of.offsets), room.with(of.ids), room.with(of.values)]),
             penalties: penalties.map(|of| {
                 let in_prompt: Vec<u8> = of.counts.in_prompt.iter().map(|&prompt| prompt.into()).collect();
                 [
@@ -283,9 +283,9 @@ impl PlacedInputs {
                 SamplingSpans { seed, position, temperature, top_k, top_p, min_p }
             }),
             allowed: self.allowed.as_ref().map(|memory| memory.span()),
-            additions: self.additions.as_ref().map(|arrays| {
+            logit_bias: self.logit_bias.as_ref().map(|arrays| {
                 let [offsets, ids, values] = arrays.each_ref().map(|memory| memory.span());
-                AdditionSpans { offsets, ids, values }
+                LogitBiasSpans { offsets, ids, values }
             }),
             penalties: self.penalties.as_ref().map(|arrays| {
                 let [repetition, frequency, presence, offsets, ids, counts, in_prompt] =
@@ -404,10 +404,14 @@ impl Case {
             let of = (self.device_adjustments(), filters);
             memory.step(&mut head, asked, of, &mut Vec::new()).unwrap()
         };
-        match own {
+        let mut step = || match own {
             Some(own) => own.with(|adjustments| run(Some(adjustments))),
             None => run(None),
-        }
+        };
+        // The second of a kind may queue all its collectives before it waits.
+        let (first, second) = (step(), step());
+        same_answers(&[(dp, second)], &[(dp, first.clone())]).expect("a second step");
+        first
     }
 
     /// Whether the case has `size` ranks, all of them in one group.
@@ -443,7 +447,7 @@ impl Case {
         for own in self.adjustments.iter().flatten() {
             own.with(|own| {
                 of.allowed |= own.allowed.is_some();
-                of.additions = of.additions.max(own.additions.map_or(0, |a| most(a.offsets)));
+                of.logit_bias = of.logit_bias.max(own.logit_bias.map_or(0, |a| most(a.offsets)));
                 of.counts = of.counts.max(own.penalties.map_or(0, |p| most(p.counts.offsets)));
             });
         }
@@ -493,7 +497,7 @@ const ROWS: usize = 4;
 struct Arrays {
     targets: Option<Vec<i64>>,
     sampling: Option<(Vec<u64>, Vec<i64>, Vec<f32>, Vec<i32>, Vec<f32>, Vec<f32>)>,
-    additions: Option<(Vec<i64>, Vec<i64>, Vec<f32>)>,
+    logit_bias: Option<(Vec<i64>, Vec<i64>, Vec<f32>)>,
     penalties: Option<([Vec<f32>; 3], Vec<i64>, Vec<i64>, Vec<u32>, Vec<u8>)>,
 }
 
@@ -512,8 +516,8 @@ impl Arrays {
                 ]
             }),
             allowed: None,
-            additions: self
-                .additions
+            logit_bias: self
+                .logit_bias
                 .as_ref()
                 .map(|(offsets, ids, values)| [room.with(offsets), room.with(ids), room.with(values)]),
             penalties: self.penalties.as_ref().map(|(each, offsets, ids, counts, in_prompt)| {
@@ -581,13 +585,13 @@ pub fn steady_steps<D: KernelDevice>(
         let none = DeviceAdjustments::default();
         let of = match request {
             Request::Logprobs { processed: false, .. } => none,
-            _ => DeviceAdjustments { allowed: true, additions: 3, counts: 2 },
+            _ => DeviceAdjustments { allowed: true, logit_bias: 3, counts: 2 },
         };
         let offsets = |each: i64| (0..=ROWS as i64).map(|row| row * each).collect::<Vec<i64>>();
-        let [additions, counts] = [[4, 0, 900].repeat(ROWS), [3, 1000].repeat(ROWS)];
+        let [logit_bias, counts] = [[4, 0, 900].repeat(ROWS), [3, 1000].repeat(ROWS)];
         let ones = vec![1.0; ROWS];
         let arrays = Arrays {
-            additions: Some((offsets(3), additions, vec![0.5; 3 * ROWS])),
+            logit_bias: Some((offsets(3), logit_bias, vec![0.5; 3 * ROWS])),
             penalties: Some((
                 [ones.clone(), ones.clone(), ones],
                 offsets(2),

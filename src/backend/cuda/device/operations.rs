@@ -123,9 +123,9 @@ impl KernelDevice for CudaDevice {
         let fatbins::Capability(major, minor) = self.info().capability;
         DeviceLimits {
             capability: (major, minor),
-            processors: self.info().processors as usize,
+            num_sms: self.info().num_sms as usize,
             shared_bytes: self.shared_limit(),
-            shared_per_processor: self.0.shared_per_processor,
+            shared_per_sm: self.0.shared_per_sm,
         }
     }
 

@@ -1,11 +1,11 @@
-// What the kernels of answers do in shared memory, wrong on purpose: n[0] says how, 0 is right.
+// The shared-memory code of the answer kernels, deliberately wrong: n[0] selects the mistake, 0 is correct.
 #include "answers/best.cuh"
 #include "probe.h"
 
 using namespace answers;
 
-// 64 threads, `in` 64 words; two lists of candidates, then 8 bins of 8 bytes. Out: the best three of the
-// words that each warp has, then of both, and how many words have which last three bits.
+// 64 threads, `in` has 64 words; shared memory: two lists of candidates, then 8 bins of 8 bytes. Out: the
+// best three words of each warp, then of both, and how many words have each value of the last three bits.
 KERNEL(broken_answers, ProbeParams, 64, 1) {
   const uint32_t how = params.n[0], t = threadIdx.x, warp = t / 32, lane = t % 32;
   const uint32_t bins = dynamic_shared() + 2 * Best::kBytes;
@@ -17,7 +17,7 @@ KERNEL(broken_answers, ProbeParams, 64, 1) {
     if (how != 6 || lane < 16) best.offer(true, word, t);
     best.keep();
     if (lane < 3) st_global_u32(params.out + 3 * warp + lane, ld_shared_v2(best.at(lane)).y);
-    if (how != 2) bar_warp_sync();  // before the next row's take their places
+    if (how != 2) bar_warp_sync();  // before the next row's candidates replace them
   }
   if (how != 1) barrier_sync_all();
   if (warp == 0) {

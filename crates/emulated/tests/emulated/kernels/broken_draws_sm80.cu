@@ -1,4 +1,4 @@
-// What finish_draw does in shared memory, wrong on purpose: n[0] says how, 0 is right.
+// The shared-memory code of finish_draw, deliberately wrong: n[0] selects the mistake, 0 is correct.
 #include "answers/best.cuh"
 #include "answers/bins.cuh"
 #include "answers/noise.cuh"
@@ -6,8 +6,8 @@
 
 using namespace answers;
 
-// 64 threads, `in` 64 logits; bins, what two warps have seen, what they have drawn. Out: the order key of the
-// third best, the id that is drawn of these three with seed n[1], and the largest logit's key.
+// 64 threads, `in` has 64 logits; shared memory: bins, what two warps have seen, what they have drawn. Out:
+// the order key of the third best, the id drawn from these three with seed n[1], and the largest logit's key.
 KERNEL(broken_draws, ProbeParams, 64, 1) {
   const uint32_t how = params.n[0], t = threadIdx.x, warp = t / 32, lane = t % 32;
   const uint32_t bins = dynamic_shared(), seen = bins + 8 * 256, places = seen + 16;
@@ -39,7 +39,7 @@ KERNEL(broken_draws, ProbeParams, 64, 1) {
   const uint32_t words[1] = {noise_word(params.n[1], 0, t)};
   Draw drawn;
   const float all[1] = {logit}, some[1] = {kept ? logit : -__builtin_inff()};
-  if (how == 11) drawn.screen(scale, all, words);  // raised by those that are not kept, too
+  if (how == 11) drawn.screen(scale, all, words);  // also raised by logits that are not kept
   drawn.take(scale, some, words, t);
   drawn.merge_lanes();
   drawn.merge_warps(2, how == 5 ? bins : places);

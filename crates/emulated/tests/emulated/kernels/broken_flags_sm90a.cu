@@ -1,4 +1,4 @@
-// Flags and bulk copies to several blocks that are wrong on purpose: n[0] says how, 0 is the correct one.
+// Deliberately wrong flags and bulk copies to several blocks: n[0] selects the mistake, 0 is correct.
 #include "probe.h"
 #include "ptx.cuh"
 
@@ -13,15 +13,15 @@ DEVICE void wait(uint32_t barrier, uint32_t parity) {
 
 }  // namespace
 
-// A warp stores 32 words and sets a flag; another, of one thread's work, waits for it and copies them by TMA.
-// Word 0 of `out` is the flag, words 4 to 35 the data, 36 on what came; shared memory has 128 bytes for the
-// data and a barrier behind.
+// A warp stores 32 words and sets a flag; one thread of another warp waits for the flag and copies the words
+// by TMA. Word 0 of `out` is the flag, words 4 to 35 the data, from 36 on what arrived; shared memory has 128
+// bytes for the data and a barrier after it.
 KERNEL(broken_flags, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x, barrier = s + 128;
-  // 1 an ordinary store sets the flag; 2 an ordinary load looks at it; 3 one by .nc; 4 a flag at an odd
-  // address; 5 no fence between the acquire and TMA; 6 the fence before the acquire; 7 the fence of shared
-  // memory; 8 nobody sets the flag; 9 a flag in memory that is only read; 10 a count by red in such; 11 a
-  // flag behind the end; 12 the flag is cleared by an ordinary store.
+  // 1 an ordinary store sets the flag; 2 an ordinary load reads it; 3 an .nc load reads it; 4 the flag is at
+  // an odd address; 5 no fence between the acquire and TMA; 6 the fence before the acquire; 7 the fence of
+  // shared memory; 8 the flag is never set; 9 the flag is in read-only memory; 10 a red counts in read-only
+  // memory; 11 the flag is out of bounds; 12 an ordinary store clears the flag.
   uint32_t *flag = params.out, *data = params.out + 4;
   if (t == 32) {
     mbarrier_init(barrier, 1);
@@ -69,14 +69,14 @@ KERNEL(broken_flags, ProbeParams, 64, 1) {
 }
 
 // A ring of two stages of 512 bytes in clusters of two blocks: each block's producer copies one half of a
-// stage to both, and a warp of each adds up what has landed, four stages in turn.
+// stage to both blocks, and a warp of each adds up what has arrived, for four stages.
 KERNEL(broken_bulk_multicast, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x, rank = cluster_block_rank();
-  // 1 released to the own block alone; 2 released before it was read; 3 copied to the neighbour alone; 4 to
-  // the own block alone; 5 to a third block; 6 to no block; 7 no barrier.cluster at the start; 8 none at the
-  // end; 9 both copy the same half; 10 bytes of the own half only expected; 11 no wait for the stage to be
+  // 1 released to the own block only; 2 released before it was read; 3 copied to the neighbour only; 4 to the
+  // own block only; 5 to a third block; 6 to no block; 7 no barrier.cluster at the start; 8 none at the end;
+  // 9 both copy the same half; 10 only the own half's bytes are expected; 11 no wait for the stage to be
   // empty; 12 no wait for it to be full; 13 a size that is no multiple of 16; 14 from an odd address; 15 from
-  // behind the array; 16 the neighbour's barrier.
+  // beyond the array; 16 the neighbour's barrier.
   const auto full = [&](uint32_t k) { return s + 1024 + 8 * (k % 2); };
   const auto empty = [&](uint32_t k) { return s + 1040 + 8 * (k % 2); };
   if (t == 0) {

@@ -1,22 +1,23 @@
-// What the kernels of inputs in device memory do, wrong on purpose: n[0] says how, 0 is right.
+// The kernels of inputs in device memory, deliberately wrong: n[0] selects the mistake, 0 is correct.
 #include "answers/padded.cuh"
 #include "probe.h"
 #include "ptx.cuh"
 
 using namespace ptx;
 
-// 64 threads, `in` 64 words: 16 targets of 8 bytes, then 32 ids of entries. Out: the targets of a vocabulary
-// of 50 as ranks exchange them, a status word of each target and the eighth behind it, the ids in ascending
-// order, whether one is above 900 and one above 990, and of the ids 5 rows in 2 parts of 4 places.
+// 64 threads, `in` has 64 words: 16 targets of 8 bytes, then 32 ids of entries. Out: the targets for a
+// vocabulary of 50 in the form that ranks exchange, a status word shared by each target and the one eight
+// later, the ids in ascending order, whether one is above 900 and one above 990, and of the ids 5 rows in 2
+// parts of 4 entries.
 KERNEL(broken_inputs, ProbeParams, 64, 1) {
   const uint32_t how = params.n[0], t = threadIdx.x;
   uint32_t *targets = params.out, *status = params.out + 16, *places = params.out + 24;
-  // Both warps have eight.
+  // Each warp has eight targets.
   const uint32_t n = t / 32 * 8 + t % 32;
   if (t % 32 < 8 || how == 1) {
     const U32x2 id = ld_global_v2(params.in + 2 * n + (how == 2));
     const bool there = id.y == 0 && id.x < 50;
-    if (how == 3) st_global_u32(targets + id.x, id.x);  // an address of an id that nobody has looked at
+    if (how == 3) st_global_u32(targets + id.x, id.x);  // the address uses an id that was not checked
     st_global_u32(targets + n, there ? id.x : UINT32_MAX);
     if (!there) atom_or_u32(status + n % 8, LMHEAD_STATUS_BAD_INDEX);
   }

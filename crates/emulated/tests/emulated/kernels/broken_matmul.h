@@ -1,4 +1,4 @@
-/* What the broken matmul takes; mirrored in crates/emulated/tests/emulated/broken_matmul.rs. */
+/* Parameters of the broken matmul; mirrored in crates/emulated/tests/emulated/broken_matmul.rs. */
 #ifndef LMHEAD_TESTS_BROKEN_MATMUL_H
 #define LMHEAD_TESTS_BROKEN_MATMUL_H
 #include "params.h"

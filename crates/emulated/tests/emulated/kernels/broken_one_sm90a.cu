@@ -1,4 +1,4 @@
-// One thread of one block does one thing wrong: n[0] says what, n[1] is the block (counted along x, then y,
+// One thread of one block makes one mistake: n[0] selects it, n[1] is the block (counted along x, then y,
 // then z) and n[2] the thread. 128 threads, clusters of two blocks, 1024 bytes of shared memory; `in` and
 // `out` of 64 words.
 #include "probe.h"
@@ -29,8 +29,8 @@ KERNEL(broken_one, ProbeParams, 128, 1) {
   if (what == 8) mbarrier_arrive(s + 520);
   if (what == 9) v += shfl_idx(v, 7, 1u << t % 32);
   if (what == 10) cp_async_cg_16(s + 8, params.in);
-  if (what == 11) st_shared_u32(s + 4 * (t ^ 1), v);  // the neighbour reads that
-  if (what == 12) cp_async_ca<4>(s + 4 * t, params.in);  // and nobody waits for it
+  if (what == 11) st_shared_u32(s + 4 * (t ^ 1), v);  // the neighbour reads this word
+  if (what == 12) cp_async_ca<4>(s + 4 * t, params.in);  // never waited for
   mbarrier_arrive(barrier);
   while (!mbarrier_try_wait_parity(barrier, 0)) {
   }

@@ -1,10 +1,11 @@
-// Kernels for sm_90a that are wrong with the registers of wgmma: n[0] says how, 0 is the correct one.
+// Kernels for sm_90a with deliberate mistakes in the registers of wgmma: n[0] selects the mistake, 0 is
+// correct.
 #include "probe.h"
 #include "ptx.cuh"
 
 using namespace ptx;
 
-// Writing them. 128 threads, 8 rows of 128 bytes for b, and 64 for a.
+// Mistakes in writing them. 128 threads, 8 rows of 128 bytes for b, and 64 for a.
 KERNEL(broken_registers, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
   for (uint32_t i = t; i < 72 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
@@ -12,11 +13,11 @@ KERNEL(broken_registers, ProbeParams, 128, 1) {
   barrier_sync_all();
   const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024),
                  b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
-  // 1 fragments are rewritten without a fence, 2 after a wait, 3 in a second use of several; 4 accumulators
-  // are read and written, 5 only read, before a second tile; 6 they are of another shape. 7 wgmma.fence, 8
-  // wgmma.commit_group, 9 wgmma.wait_group by one lane more. Between wgmma.fence and wgmma: 10 accumulators
-  // are changed, 11 fragments; 12 fragments that no wgmma had before, 13 accumulators; 14 fragments of a
-  // group that was waited for after the fence.
+  // 1 fragments are rewritten without a fence, 2 after a wait, 3 in their second use; 4 accumulators are read
+  // and written before a second tile, 5 only read; 6 they have another shape. 7 wgmma.fence, 8
+  // wgmma.commit_group, 9 wgmma.wait_group: executed by one lane more. Between wgmma.fence and wgmma: 10
+  // accumulators are changed, 11 fragments; 12 fragments that no wgmma used before, 13 such accumulators; 14
+  // fragments of a group that was waited for after the fence.
   uint32_t fragments[2][4], fresh[4];
   int32_t d[8], (&narrow)[4] = reinterpret_cast<int32_t(&)[4]>(d), start[4];
   for (uint32_t i = 0; i < 4; ++i)
@@ -34,7 +35,7 @@ KERNEL(broken_registers, ProbeParams, 128, 1) {
     wgmma_wait_group<0>();
   }
   if (how <= 3) {
-    if (how == 0) wgmma_m64k32_s8<8>(narrow, fragments[0], b, 1);  // nothing was touched
+    if (how == 0) wgmma_m64k32_s8<8>(narrow, fragments[0], b, 1);  // no register was changed
     if (how == 0) wgmma_commit_group(), wgmma_wait_group<0>();
     for (uint32_t i = 0; i < 4; ++i) fragments[how == 3][i] += 1 + i;
     if (how == 0) {
@@ -72,8 +73,8 @@ KERNEL(broken_registers, ProbeParams, 128, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
 }
 
-// Fragments of a in registers that are written anew while wgmma reads them: a fence does not help, a wait
-// does. n[0]: 1 before the wait, 2 before the wait for the right group.
+// Fragments of a in registers that are rewritten while wgmma reads them: only a wait helps, not a fence.
+// n[0]: 1 before the wait, 2 before the wait for the right group.
 KERNEL(broken_fragments, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
   for (uint32_t i = t; i < 8 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
@@ -84,7 +85,7 @@ KERNEL(broken_fragments, ProbeParams, 128, 1) {
   int32_t d[4];
   for (uint32_t k = 0; k < 4; ++k) {
     uint32_t(&mine)[4] = fragments[how == 1 ? 0 : k % 2];
-    if (how == 2 && k == 3) fragments[0][0] = t;  // the other set, which is under way
+    if (how == 2 && k == 3) fragments[0][0] = t;  // the other set, which wgmma still reads
     for (uint32_t i = 0; i < 4; ++i) mine[i] = t * k + i;
     wgmma_fence();
     wgmma_m64k32_s8<8>(d, mine, b, k != 0);
@@ -96,8 +97,8 @@ KERNEL(broken_fragments, ProbeParams, 128, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
 }
 
-// Reading accumulators. 128 threads, 64 + 8 rows of 128 bytes and 16 bytes a thread; 8 words a thread come
-// out. Two groups are under way, int8 and bf16, and waited for one after the other.
+// Mistakes in reading accumulators. 128 threads, 64 + 8 rows of 128 bytes and 16 bytes a thread; 8 output
+// words a thread. Two groups, int8 and bf16, are in flight and are waited for one after the other.
 KERNEL(broken_accumulators, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x, own = s + 72 * 128 + 16 * t;
   for (uint32_t i = t; i < 72 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
@@ -109,7 +110,7 @@ KERNEL(broken_accumulators, ProbeParams, 128, 1) {
   int32_t d[4], sums[4] = {};
   float f[4], scaled = 0;
   uint32_t read[4] = {}, words = 0;
-  // Everything that takes a word from a register: before the wait it is wrong, and behind it right.
+  // Every instruction that reads a word from a register: wrong before the wait, correct after it.
   const auto use = [&](uint32_t what) {
     switch (what) {
       case 1:
@@ -144,7 +145,7 @@ KERNEL(broken_accumulators, ProbeParams, 128, 1) {
   wgmma_m64k16<8>(Bf16{}, f, a, b, 0);
   wgmma_commit_group();
   use(how);
-  if (how == 14) {  // as fragments of the next product
+  if (how == 14) {  // as fragments of the next wgmma
     for (uint32_t i = 0; i < 4; ++i) read[i] = uint32_t(d[i]);
     int32_t e[4];
     wgmma_fence();
@@ -156,7 +157,7 @@ KERNEL(broken_accumulators, ProbeParams, 128, 1) {
   wgmma_wait_group<1>();
   constexpr uint32_t kOfF = 1 << 6 | 1 << 7 | 1 << 9 | 1 << 13;
   for (uint32_t what = 1; how == 0 && what <= 13; ++what)
-    if (!(kOfF >> what & 1)) use(what);  // d is there, f is not
+    if (!(kOfF >> what & 1)) use(what);  // d is complete, f is not
   if (how == 15) use(9);
   wgmma_wait_group<0>();
   for (uint32_t what = 1; how == 0 && what <= 13; ++what)

@@ -1,11 +1,11 @@
-// Kernels that are wrong on purpose: n[0] says how, 0 is the correct one. Each must be caught
+// Deliberately wrong kernels: n[0] selects the mistake, 0 is correct. Each must be caught
 // (crates/emulated/tests/emulated/broken.rs).
 #include "probe.h"
 #include "ptx.cuh"
 
 using namespace ptx;
 
-// Shared and global memory by ordinary instructions. 64 threads, 256 bytes, `in` and `out` of 64 words.
+// Shared and global memory with ordinary instructions. 64 threads, 256 bytes, `in` and `out` of 64 words.
 KERNEL(broken_memory, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), t = threadIdx.x, how = params.n[0];
   const uint32_t *in = params.in;
@@ -19,7 +19,7 @@ KERNEL(broken_memory, ProbeParams, 64, 1) {
     case 4: v += ld_global_u32(in + t + 1); break;                            // one too far
     case 5: v += ld_global_u32(reinterpret_cast<const char *>(in + t % 32) + 2); break;
     case 6: st_global_u32(const_cast<uint32_t *>(in) + t, v); break;          // registered for reading only
-    case 7: st_shared_u32(s + 4 * t, v); break;                               // others still read that
+    case 7: st_shared_u32(s + 4 * t, v); break;                               // others still read it
     case 8: st_global_v4(out + t % 32 / 4 * 4 + 1, {v, v, v, v}); break;      // 16 bytes need 16
     case 9: v += ld_shared_u32(s - 4); break;                                 // before the first byte
     case 10: if (t == 40) trap(); break;
@@ -27,7 +27,7 @@ KERNEL(broken_memory, ProbeParams, 64, 1) {
   st_global_u32(out + t, v);
 }
 
-// Lanes that part. One warp, 256 bytes.
+// Divergent lanes. One warp, 256 bytes.
 KERNEL(broken_warp, ProbeParams, 32, 1) {
   const uint32_t s = dynamic_shared(), t = threadIdx.x, how = params.n[0];
   st_shared_u32(s + 4 * t, t);
@@ -40,21 +40,21 @@ KERNEL(broken_warp, ProbeParams, 32, 1) {
       if (t < 16) ldmatrix_x4(d, s);  // half of the warp
       break;
     case 3:
-      if (t == 7) return;  // a lane that is no more
+      if (t == 7) return;  // this lane has ended
       v = shfl_bfly(v, 1);
       break;
     case 4: v = t == 3 ? shfl_bfly(v, 1) : shfl_idx(v, 1); break;  // two instructions
     case 5: v = shfl_bfly(v, 1, t == 3 ? 0xfu : kFullWarp); break;  // two masks
     case 6: v = shfl_idx(v, 20, t < 16 ? 0x0000ffffu : 0xffff0000u); break;  // a lane outside of the mask
     case 7:
-      if (t < 31) bar_warp_sync();  // one does not come
+      if (t < 31) bar_warp_sync();  // one lane does not arrive
       break;
   }
   st_global_u32(params.out + t, v);
 }
 
 namespace {
-// What a compiler may double where lanes part before and after it, and unroll: still one place.
+// Code that a compiler may duplicate and unroll where lanes diverge around it: it still counts as one place.
 DEVICE void load_all(uint32_t s, uint32_t (&d)[4]) {
 #pragma GCC unroll 4
   for (uint32_t i = 0; i < 4; ++i) ldmatrix_x1(d[i], s + threadIdx.x % 8 * 16);
@@ -109,7 +109,7 @@ KERNEL(broken_places, ProbeParams, 64, 1) {
       else
         barrier_arrive(1, 64);
       break;
-    case 21:  // not .aligned: lanes may be anywhere
+    case 21:  // not .aligned: lanes may have diverged
       if (lower)
         bar_warp_sync();
       else
@@ -131,9 +131,9 @@ KERNEL(broken_copies, ProbeParams, 64, 1) {
   cp_async_ca<4>(s + 256 + 4 * t, params.in + t);
   if (how != 6) cp_async_commit_group();
   if (how == 1) {
-    // nobody waits
+    // no wait
   } else if (how == 2) {
-    cp_async_wait_group<1>();  // the first only
+    cp_async_wait_group<1>();  // for the first copy only
   } else if (how == 6) {
     cp_async_wait_group<0>();  // the second was never committed
   } else {
@@ -141,30 +141,30 @@ KERNEL(broken_copies, ProbeParams, 64, 1) {
   }
   if (how != 3) barrier_sync_all();
   uint32_t v = ld_shared_u32(s + 256 + 4 * (how == 2 ? t : 63 - t));
-  if (how == 4) cp_async_ca<4>(s + 256 + 4 * t, params.in + t);  // others still read that
-  if (how == 5) cp_async_ca<4>(s + 4 * t, params.in + t);         // and nobody waits
+  if (how == 4) cp_async_ca<4>(s + 256 + 4 * t, params.in + t);  // others still read it
+  if (how == 5) cp_async_ca<4>(s + 4 * t, params.in + t);         // never waited for
   if (how == 7) cp_async_ca<16>(s + 4 * (t | 1), params.in);     // not aligned
-  if (how == 8) cp_async_ca<4>(s + 4 * t, params.in + t, 8);      // more than the copy
+  if (how == 8) cp_async_ca<4>(s + 4 * t, params.in + t, 8);      // more bytes than the copy has
   if (how == 4) cp_async_wait_all();
   st_global_u32(params.out + t, v);
 }
 
-// Barriers of a block. 96 threads; 20 and 21 are correct too.
+// Barriers of a block. 96 threads; 20 and 21 are correct, too.
 KERNEL(broken_barriers, ProbeParams, 96, 1) {
   const uint32_t t = threadIdx.x, how = params.n[0];
-  if (t >= 64) {  // the third warp: there and gone
+  if (t >= 64) {  // the third warp ends at once
     if (how == 20 && t % 2 != 0) bar_warp_sync(0xaaaaaaaau);
     return;
   }
   switch (how) {
     case 1:
       if (t < 32)
-        barrier_sync_all();  // half of the block, and the other half waits elsewhere
+        barrier_sync_all();  // half of the block; the other half waits elsewhere
       else
         barrier_sync(1, 64);
       break;
     case 7:
-      if (t % 32 < 16) barrier_sync(1, 32);  // the lanes of two warps that make one
+      if (t % 32 < 16) barrier_sync(1, 32);  // lanes of two warps that together make one warp
       break;
     case 8:
       if (t % 32 < 16)
@@ -179,7 +179,7 @@ KERNEL(broken_barriers, ProbeParams, 96, 1) {
       barrier_sync_all();
       break;
     case 2:
-      if (t < 32) barrier_sync(1, 64);  // waits for 64, 32 come
+      if (t < 32) barrier_sync(1, 64);  // waits for 64, but 32 arrive
       break;
     case 3: barrier_sync(1, t < 32 ? 64 : 32); break;  // two counts
     case 4: barrier_sync(16, 64); break;
@@ -190,7 +190,7 @@ KERNEL(broken_barriers, ProbeParams, 96, 1) {
   st_global_u32(params.out + t, t);
 }
 
-// Waits for a word that another thread stores (n[0] = 0), or nobody (1).
+// Waits for a word that another thread stores (n[0] = 0), or no thread (1).
 KERNEL(broken_spin, ProbeParams, 64, 1) {
   if (threadIdx.x == 63 && params.n[0] == 0) st_global_u32(params.out + 63, 1);
   while (ld_global_u32(params.out + 63) == 0) {
@@ -198,7 +198,7 @@ KERNEL(broken_spin, ProbeParams, 64, 1) {
   st_global_u32(params.out + threadIdx.x, 1);
 }
 
-// Threads by turns at two mbarriers on which nobody arrives.
+// Threads that alternate between two mbarriers on which no thread arrives.
 KERNEL(broken_waits, ProbeParams, 512, 1) {
   const uint32_t barrier = dynamic_shared() + threadIdx.x % 2 * 8;
   if (threadIdx.x < 2) mbarrier_init(barrier, 3);
@@ -207,6 +207,6 @@ KERNEL(broken_waits, ProbeParams, 512, 1) {
   }
 }
 
-// A plain pointer, which the rules forbid because no wrapper sees it: 8 bytes past the unused memory behind
+// A plain pointer, which the rules forbid because no wrapper checks it: 8 bytes past the unused memory behind
 // the buffer.
 KERNEL(broken_plain_pointer, ProbeParams, 32, 1) { params.out[64 + 64 + 2] = threadIdx.x; }

@@ -1,4 +1,4 @@
-// Kernels for sm_90a that are wrong on purpose: n[0] says how, 0 is the correct one.
+// Deliberately wrong kernels for sm_90a: n[0] selects the mistake, 0 is correct.
 #include "probe.h"
 #include "ptx.cuh"
 
@@ -43,8 +43,8 @@ enum Pipeline : uint32_t {
 
 }  // namespace
 
-// The pipeline of the carriers, small: a ring of two stages of 64 + 8 rows of 128 bytes, n[1] of them in
-// turn.
+// The microkernels' pipeline in small: a ring of two stages of 64 + 8 rows of 128 bytes, which n[1] loads
+// pass through.
 KERNEL(broken_pipeline, ProbeParams, 256, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], steps = params.n[1], t = threadIdx.x;
   constexpr uint32_t kStage = 72 * 128 + 1024 - 72 * 128 % 1024, kBarriers = 2 * kStage;
@@ -129,14 +129,14 @@ KERNEL(broken_pipeline, ProbeParams, 256, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + (t - 128) * 4 + i, uint32_t(d[i]));
 }
 
-// Bulk copies of plain bytes: a ring of two stages of 512 bytes, four copies in turn, a warp that adds what
-// has landed.
+// Bulk copies of plain bytes: a ring of two stages of 512 bytes, four copies, and a warp that adds up what
+// has arrived.
 KERNEL(broken_bulk, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
-  // 1 no wait for the stage to be full; 2 no wait for it to be empty; 3 from an odd address; 4 of a size that
-  // is no multiple of 16; 5 beyond the array; 6 beyond shared memory; 7 to an odd address; 8 no fence after
-  // mbarrier.init; 9 expect_tx of more bytes than come; 10 of fewer; 11 one copy more, for which nobody
-  // waits; 12 released before it was read; 13 another block's memory.
+  // 1 no wait for the stage to be full; 2 no wait for it to be empty; 3 from an odd address; 4 a size that is
+  // no multiple of 16; 5 beyond the array; 6 beyond shared memory; 7 to an odd address; 8 no fence after
+  // mbarrier.init; 9 expect_tx of more bytes than arrive; 10 of fewer; 11 one more copy, never waited for; 12
+  // released before it was read; 13 another block's memory.
   const uint32_t barriers = s + 1024;
   const auto full = [&](uint32_t k) { return barriers + 8 * (k % 2); };
   const auto empty = [&](uint32_t k) { return barriers + 16 + 8 * (k % 2); };
@@ -174,14 +174,14 @@ KERNEL(broken_bulk, ProbeParams, 64, 1) {
   st_global_u32(params.out + t, sum);
 }
 
-// Ordinary accesses beside those of TMA and wgmma. 128 threads, 64 + 8 rows of 128 bytes.
+// Ordinary accesses and those of TMA and wgmma to the same memory. 128 threads, 64 + 8 rows of 128 bytes.
 KERNEL(broken_proxies, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
-  // 1 wgmma reads ordinary stores without a fence; 2 the fence comes from one thread only, before the
-  // barrier; 3 a TMA store reads them without; 4 its tile is overwritten before the wait; 5 the thread ends
-  // before the wait; 6 cp.async is read by wgmma without a fence; 7 its arrival comes before the copy; 8 TMA
-  // overwrites ordinary stores; 10 the fence comes before the stores; 11 copies arrive on an mbarrier for
-  // which nobody waits.
+  // 1 wgmma reads ordinary stores without a fence; 2 only one thread executes the fence, before the barrier;
+  // 3 a TMA store reads ordinary stores without a fence; 4 its tile is overwritten before the wait; 5 the
+  // thread ends before the wait; 6 wgmma reads cp.async data without a fence; 7 the arrival comes before the
+  // copy; 8 TMA overwrites ordinary stores; 10 the fence comes before the stores; 11 copies arrive on an
+  // mbarrier that no thread waits for.
   const uint32_t barrier = s + 72 * 128;
   if (t == 0) {
     mbarrier_init(barrier, 128);
@@ -242,7 +242,7 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
   if (how == 18 && elected != (t == 0)) trap();  // relies on lane 0
   const uint32_t word = mapa(s + 4 * t, rank ^ 1), second = mapa(s + 128 + 4 * t, rank ^ 1),
                  barrier = s + 128;
-  // Words that nobody else touches, before the neighbour is known to have begun.
+  // Words that no other thread accesses, before the neighbour is known to have started.
   if (how == 19) st_global_u32(params.out + blockIdx.x * 32 + t, ld_shared_cluster_u32(second));
   if (how == 20) st_shared_cluster_u32(second, t);
   if ((how == 21 || how == 22 || how == 25) && t == 0) {
@@ -257,11 +257,11 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
   }
   uint32_t v = 0;
   if (how == 3) {
-    v = ld_shared_u32(word);  // the address of another block, the instruction of the own
+    v = ld_shared_u32(word);  // another block's address with the own block's instruction
   } else if (how == 4) {
     v = ld_shared_cluster_u32(mapa(s + 4 * t, 2));  // a third block
   } else if (how >= 6 && how <= 16) {
-    // A neighbour's address where only one of the own block is taken.
+    // A neighbour's address in instructions that only take one of the own block.
     const uint32_t far = mapa(s + 128, rank ^ 1);
     if (t == 0) {
       mbarrier_init(s + 128, 1);
@@ -288,14 +288,15 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
     for (uint32_t i = 0; rank == 0 && i < 40; ++i)
       v += ld_shared_cluster_u32(mapa(s + 4 * t, 1)), bar_warp_sync();
   } else if (how == 22) {
-    if (t == 0) mbarrier_arrive_cluster(mapa(barrier, rank ^ 1));  // and the neighbour does not wait for it
+    if (t == 0) mbarrier_arrive_cluster(mapa(barrier, rank ^ 1));  // the neighbour does not wait for it
   } else if (how == 23) {
     st_shared_u32(s + 4 * t, 2 * t);  // no barrier between this and the neighbour's read
     v = ld_shared_cluster_u32(word);
   } else if (how == 24) {
-    st_shared_cluster_u32(second, t);  // which the neighbour does not wait for
+    st_shared_cluster_u32(second, t);  // the neighbour does not wait for it
   } else if (how == 25) {
-    // Block 0 ends when it knows that block 1 has read, and block 1, which nobody reaches, when it likes.
+    // Block 0 ends once it knows that block 1 has read; block 1, whose memory no block accesses, ends at any
+    // time.
     if (rank == 1) {
       v = ld_shared_cluster_u32(word);
       mbarrier_arrive_cluster(mapa(barrier, 0));
@@ -308,7 +309,7 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
   st_global_u32(params.out + blockIdx.x * 32 + t, v);
   if (how == 5) barrier_cluster_wait();  // without an arrival
   if (how == 17) {
-    if (t < 16)  // half of a warp, and the other half waits elsewhere
+    if (t < 16)  // half of a warp; the other half waits elsewhere
       barrier_cluster_arrive();
     else
       bar_warp_sync();
@@ -319,9 +320,8 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
   barrier_cluster_wait();
 }
 
-// A pair of launches that overlap, two blocks each. The first one stores the even ones of words 0 to 127 and
-// reads words 128 to
-// 191. It is correct.
+// The first kernel of a pair of launches that overlap, two blocks each. It stores the even words of 0 to 127
+// and reads words 128 to 191. It is correct.
 KERNEL(broken_primary, ProbeParams, 32, 1) {
   const uint32_t at = blockIdx.x * 32 + threadIdx.x;
   griddepcontrol_launch_dependents();
@@ -331,51 +331,51 @@ KERNEL(broken_secondary, ProbeParams, 32, 1) {
   const uint32_t at = blockIdx.x * 32 + threadIdx.x, how = params.n[0];
   uint32_t *even = params.out + 2 * at, *read = params.out + 128 + at;
   uint32_t v = ld_global_nc_u32(params.in + at);
-  // Before the wait, nothing that the first one touches: the words between those that it stores are free.
+  // Before the wait, nothing that the first kernel accesses: the words between those that it stores are free.
   st_global_u32(even + 1, v);
   v += ld_global_u32(even + 1);
-  if (how == 1) v += ld_global_u32(even);    // what the first one stores
-  if (how == 2) st_global_u32(read, v);      // what it still reads
-  if (how == 3) st_global_u32(even, v);      // what it stores
+  if (how == 1) v += ld_global_u32(even);    // a word that the first kernel stores
+  if (how == 2) st_global_u32(read, v);      // a word that it still reads
+  if (how == 3) st_global_u32(even, v);      // a word that it stores
   if (how == 6) v += ld_global_nc_u32(even);  // by .nc
   if (how != 7 && (how < 4 || how > 5 || threadIdx.x == 0) && how != 20) griddepcontrol_wait();
-  if (how == 20) {  // correct too: one thread waits, a barrier tells the others
+  if (how == 20) {  // correct: one thread waits, a barrier tells the others
     if (threadIdx.x == 9) griddepcontrol_wait();
     barrier_sync_all();
   }
-  // 4: one thread has waited, and nothing tells the others; 5: the same, and they store; 7: nobody has
+  // 4: one thread has waited, and no barrier tells the others; 5: the same, and they store; 7: no thread has
   // waited.
   if (how != 5) v += ld_global_u32(even);
   if (how == 5) st_global_u32(read, v);
-  if (how == 8) v += ld_global_nc_u32(even);  // .nc may come before the wait, wherever it stands
+  if (how == 8) v += ld_global_nc_u32(even);  // .nc may move before the wait
   st_global_u32(params.out + 192 + at, v);
 }
 
-// A kernel of a step (step.cuh), behind itself without a mistake. Two blocks of 32.
+// A kernel of a step (step.cuh), launched after itself; the previous launch has no mistake. Two blocks of 32.
 KERNEL(broken_turn, ProbeParams, 32, 1) {
   const uint32_t at = blockIdx.x * 32 + threadIdx.x, how = params.n[0];
   uint32_t *mine = params.out + at, *unused = params.out + 128 + at;
-  uint32_t v = ld_global_u32(params.in + at) + ld_global_u32(params.out + 192 + at);  // what no kernel stores
-  if (how == 1) v += ld_global_u32(mine);        // what the one before stores
-  if (how == 2) st_global_u32(unused, v);        // even where the one before does nothing
+  uint32_t v = ld_global_u32(params.in + at) + ld_global_u32(params.out + 192 + at);  // never stored
+  if (how == 1) v += ld_global_u32(mine);        // a word that the previous one stores
+  if (how == 2) st_global_u32(unused, v);        // wrong even if the previous one does nothing
   if (how == 3) atom_add_u32(unused, v);
   if (how == 4) griddepcontrol_launch_dependents();
   if (how == 5 && blockIdx.x == 1) return;
-  if (how == 6 && threadIdx.x != 3) return;      // correct too: who ends has touched nothing
+  if (how == 6 && threadIdx.x != 3) return;      // correct: a thread that ends has accessed nothing
   if ((how != 7 && how != 9 && how != 20) || threadIdx.x == 9) griddepcontrol_wait();
-  if (how == 20) barrier_sync_all();             // correct too: one thread waits, a barrier tells the others
-  if (how == 8) v += ld_global_nc_u32(mine);     // wherever it stands, it may come before the wait
+  if (how == 20) barrier_sync_all();             // correct: one thread waits, a barrier tells the others
+  if (how == 8) v += ld_global_nc_u32(mine);     // .nc may move before the wait
   if (how != 9 || threadIdx.x == 9) griddepcontrol_launch_dependents();
   st_global_u32(mine, v + ld_global_u32(mine));
 }
 
-// .nc loads of what the kernel itself stores. Two blocks of 32.
+// .nc loads of words that the kernel itself stores. Two blocks of 32.
 KERNEL(broken_constant, ProbeParams, 32, 1) {
   const uint32_t at = blockIdx.x * 32 + threadIdx.x, how = params.n[0];
   uint32_t v = ld_global_nc_u32(params.in + at) + ld_global_nc_u32(params.out + 64 + at);
-  if (how == 1) v += ld_global_nc_u32(params.out + at);  // a thread's own word, before
+  if (how == 1) v += ld_global_nc_u32(params.out + at);  // the thread's own word, before the store
   st_global_u32(params.out + at, v);
-  if (how == 2) v += ld_global_nc_u32(params.out + at);                                // and after
+  if (how == 2) v += ld_global_nc_u32(params.out + at);                                // after the store
   if (how == 3) v += ld_global_nc_u32(params.out + (at + 32) % 64);                    // the other block's
   if (how == 4) v += ld_global_nc_no_allocate_v4(params.out + at / 4 * 4).x;            // some bytes of it
   if (how == 5)
@@ -389,7 +389,7 @@ DEVICE void helper(uint32_t address, uint32_t v) { stmatrix_x1(address, v); }
 }  // namespace
 
 // One instruction at two places of the source. 128 threads, 72 rows of 128 bytes; the halves of every warp
-// part.
+// diverge.
 KERNEL(broken_places_sm90a, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
   const bool lower = t % 32 < 16;
@@ -424,7 +424,7 @@ KERNEL(broken_places_sm90a, ProbeParams, 128, 1) {
     stmatrix_x1(row, t);
   else
     stmatrix_x1(row, t);
-  if (how == 10) {  // not seen: one place in the source, in a helper that is called from two
+  if (how == 10) {  // not detected: one place in the source, in a helper called from two places
     if (lower)
       helper(row, t);
     else
@@ -445,8 +445,8 @@ KERNEL(broken_places_sm90a, ProbeParams, 128, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
 }
 
-// As large as a kernel's parameters may be, and larger. The first two words are the address to which the last
-// one goes.
+// Parameters of the largest size that a kernel may have, and larger. The first two words are the address to
+// which the last one is stored.
 struct ManyParams {
   uint32_t words[8191];
 };

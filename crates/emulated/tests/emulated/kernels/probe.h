@@ -1,4 +1,4 @@
-/* What the test kernels take; mirrored in crates/emulated/src/probe.rs. */
+/* Parameters of the test kernels; mirrored in crates/emulated/src/probe.rs. */
 #ifndef LMHEAD_TESTS_PROBE_H
 #define LMHEAD_TESTS_PROBE_H
 #include "params.h"

@@ -1,4 +1,4 @@
-// Parts of the answers by themselves: terms, sums, logarithms, masses, noise.
+// Parts of the answer kernels by themselves: terms, sums, logarithms, masses, noise.
 #include "answers/exponential.cuh"
 #include "answers/mass.cuh"
 #include "answers/noise.cuh"
@@ -12,10 +12,10 @@ DEVICE uint64_t ld_global_u64(const uint32_t *in) {
 }
 DEVICE void st_global_u64(uint32_t *out, uint64_t v) { st_global_v2(out, {uint32_t(v), uint32_t(v >> 32)}); }
 
-// Number j of the 64 that this thread has of n[i] ones, neighbours side by side.
+// Index of this thread's item j of 64, with adjacent threads on adjacent items.
 DEVICE uint32_t item(uint32_t j) { return (blockIdx.x * 64 + j) * 256 + threadIdx.x; }
 
-// The float with bits n[0] + i·n[1], n[2] of them. Out: significand, exponent.
+// Terms of the n[2] floats with bits n[0] + i·n[1]. Out: significand, exponent.
 KERNEL(probe_term, ProbeParams, 256, 1) {
   for (uint32_t j = 0; j < 64; ++j) {
     const uint32_t i = item(j);
@@ -25,7 +25,7 @@ KERNEL(probe_term, ProbeParams, 256, 1) {
   }
 }
 
-// A partial's seven words: top, then the words, low halves first. One is left out for alignment.
+// The seven words of a partial: top, then the words, low halves first. An eighth aligns it.
 DEVICE answers::ExpSum load(const uint32_t *in) {
   answers::ExpSum sum;
   sum.floor = answers::ExpSum::floor_of(int32_t(ld_global_u32(in)));
@@ -50,8 +50,8 @@ DEVICE answers::ExpSum sum_of(const float *logits, uint32_t count) {
   return sum;
 }
 
-// in: logits [rows, n[0]]. A warp adds n[1] of them, kCount = n[2] by thread and turn; the last part of a row
-// may be shorter. out: a partial of 8 words for each part of each row.
+// in: logits [rows, n[0]]. A warp adds n[1] of them, kCount = n[2] at once in each thread; the last part of a
+// row may be shorter. out: a partial of 8 words for each part of each row.
 KERNEL(probe_sum, ProbeParams, 32, 1) {
   const uint32_t parts = (params.n[0] + params.n[1] - 1) / params.n[1];
   const uint32_t row = blockIdx.x / parts, begin = blockIdx.x % parts * params.n[1];
@@ -64,7 +64,8 @@ KERNEL(probe_sum, ProbeParams, 32, 1) {
   if (lane_id() == 5) store(params.out + 8 * blockIdx.x, sum);
 }
 
-// in: n[0] rows of a largest logit, a word, and n[1] partials. out: a partial and its logarithm, 10 words.
+// in: n[0] rows, each of its largest logit, an unused word, and n[1] partials. out: a partial and its
+// logarithm, 10 words.
 KERNEL(probe_merge, ProbeParams, 256, 1) {
   const uint32_t row = blockIdx.x * 256 + threadIdx.x;
   if (row >= params.n[0]) return;
@@ -76,7 +77,7 @@ KERNEL(probe_merge, ProbeParams, 256, 1) {
   st_global_u64(params.out + 10 * row + 8, mov_b64_f64(answers::logsumexp(sum, max)));
 }
 
-// The double with bits (n[1], n[0]) + i·(n[3], n[2]), n[4] of them. Out: log and log1p.
+// Logarithms of the n[4] doubles with bits (n[1], n[0]) + i·(n[3], n[2]). Out: log and log1p.
 KERNEL(probe_logarithms, ProbeParams, 256, 1) {
   const uint64_t first = uint64_t(params.n[1]) << 32 | params.n[0];
   const uint64_t step = uint64_t(params.n[3]) << 32 | params.n[2];
@@ -89,7 +90,7 @@ KERNEL(probe_logarithms, ProbeParams, 256, 1) {
   }
 }
 
-// The noise of word n[0] + i·n[1], n[2] of them.
+// The noise of the n[2] words n[0] + i·n[1].
 KERNEL(probe_gumbel, ProbeParams, 256, 1) {
   for (uint32_t j = 0; j < 64; ++j) {
     const uint32_t i = item(j);
@@ -98,7 +99,7 @@ KERNEL(probe_gumbel, ProbeParams, 256, 1) {
   }
 }
 
-// The mass of the float with bits n[0] + i·n[1], n[2] of them, in unit n[3].
+// The masses of the n[2] floats with bits n[0] + i·n[1], in unit n[3].
 KERNEL(probe_mass, ProbeParams, 256, 1) {
   for (uint32_t j = 0; j < 64; ++j) {
     const uint32_t i = item(j);
@@ -107,7 +108,7 @@ KERNEL(probe_mass, ProbeParams, 256, 1) {
   }
 }
 
-// in: [n[0]] of logit, the largest, temperature, vocabulary. Out: x, unit, mass.
+// in: n[0] times logit, largest logit, temperature, vocabulary. Out: x, unit, mass.
 KERNEL(probe_scale, ProbeParams, 256, 1) {
   const uint32_t i = blockIdx.x * 256 + threadIdx.x;
   if (i >= params.n[0]) return;
@@ -119,8 +120,8 @@ KERNEL(probe_scale, ProbeParams, 256, 1) {
   st_global_u64(params.out + 4 * i + 2, answers::mass(x, unit));
 }
 
-// in: [n[0]] of seed, position, id, and min_p, 8 words with one left out. Out: the words of the four ids from
-// there, and the least x of min_p.
+// in: n[0] times seed, position, id and min_p, 8 words of which one is unused. Out: the words of the four ids
+// from there, and the smallest x of min_p.
 KERNEL(probe_philox, ProbeParams, 256, 1) {
   const uint32_t i = blockIdx.x * 256 + threadIdx.x;
   if (i >= params.n[0]) return;
@@ -131,7 +132,7 @@ KERNEL(probe_philox, ProbeParams, 256, 1) {
   st_global_f32(params.out + 8 * i + 4, answers::least_of(mov_f32_b32(id_and_min_p.y)));
 }
 
-// in: [n[0]] of logit, temperature, word, one left out. Out: bounds, then the score.
+// in: n[0] times logit, temperature, word, and an unused word. Out: bounds, then the score.
 KERNEL(probe_bounds, ProbeParams, 256, 1) {
   const uint32_t i = blockIdx.x * 256 + threadIdx.x;
   if (i >= params.n[0]) return;
@@ -148,9 +149,9 @@ DEVICE uint32_t word_of(U32x4 words, uint32_t i) {
   return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
 }
 
-// in: rows of a seed, a position, a temperature, a word, and n[0] logits, a multiple of 4. A warp each. n[1]:
-// 0 scores all ids, 1 has a floor over all of them first, 2 raises it on the way. Out: id, logit, score, how
-// many were scored; 8 words.
+// in: rows of a seed, a position, a temperature, a word, and n[0] logits, a multiple of 4; each row has a
+// warp. n[1]: 0 scores all ids, 1 has a floor over all of them first, 2 raises it on the way. Out: id, logit,
+// score, how many ids were scored; 8 words.
 KERNEL(probe_draw, ProbeParams, 32, 1) {
   const uint32_t *in = params.in + blockIdx.x * (6 + params.n[0]);
   const uint64_t seed = ld_global_u64(in), position = ld_global_u64(in + 2);

@@ -1,4 +1,4 @@
-// What kernels of several devices tell each other by, and bulk copies to several blocks.
+// Flags between kernels of several devices, and bulk copies to several blocks.
 #include "probe.h"
 #include "ptx.cuh"
 
@@ -6,7 +6,7 @@ using namespace ptx;
 
 namespace {
 
-// Not for ever: the other block may have failed.
+// Waits for a limited time, because the other block may have failed.
 DEVICE void wait_for_flag(const uint32_t *flag, uint32_t least) {
   const uint64_t begin = globaltimer();
   while (ld_acquire_sys_u32(flag) < least)
@@ -15,8 +15,8 @@ DEVICE void wait_for_flag(const uint32_t *flag, uint32_t least) {
 
 }  // namespace
 
-// Two blocks hand each other 32 words, n[0] times. out: a flag and a counter of each block, the words of
-// each, and what each lane has made of those that came.
+// Two blocks exchange 32 words, n[0] times. out: a flag and a counter of each block, the words of each, and
+// what each lane has computed from the words received.
 KERNEL(probe_flags, ProbeParams, 32, 1) {
   const uint32_t block = blockIdx.x, lane = lane_id();
   uint32_t *flags = params.out, *counters = params.out + 2, *words = params.out + 16;
@@ -38,8 +38,8 @@ KERNEL(probe_flags, ProbeParams, 32, 1) {
   st_global_u32(params.out + 80 + 32 * block + lane, v);
 }
 
-// One block stores n[0] words and says so; another brings them to its shared memory by a bulk copy. out: a
-// flag, the words from 16 on, and behind them what came.
+// One block stores n[0] words and sets a flag; another brings them to its shared memory by a bulk copy. out:
+// the flag, the words from 16 on, and after them what arrived.
 KERNEL(probe_flags_bulk, ProbeParams, 32, 1) {
   const uint32_t lane = lane_id(), count = params.n[0], s = dynamic_shared(), barrier = s + 4 * count;
   uint32_t *words = params.out + 16;
@@ -88,7 +88,7 @@ KERNEL(probe_bulk_multicast, ProbeParams, 32, 1) {
   barrier_cluster_wait();
 }
 
-// out: of each thread two readings, low words first; the second is the first that differs.
+// out: two readings for each thread, low words first; the second is the first that differs.
 KERNEL(probe_timer, ProbeParams, 64, 1) {
   const uint64_t before = globaltimer();
   uint64_t after = before;

@@ -1,4 +1,4 @@
-// One small kernel per group of instructions that sm_80 has: results go to `out`, by thread.
+// One small kernel for each group of sm_80 instructions; results go to `out`, by thread.
 #include "probe.h"
 #include "ptx.cuh"
 
@@ -47,8 +47,8 @@ KERNEL(probe_mma, ProbeParams, 32, 1) {
   }
 }
 
-// n[0]: 4, 8 or 16 bytes, 0 for .cg, 1 for .cg that may be zeros, 2 for .cg with .L2::256B; n[1]: bytes that
-// are read of each. in: 4 words per thread, out: what landed.
+// n[0]: 4, 8 or 16 bytes, 0 for .cg, 1 for .cg with zero fill, 2 for .cg with .L2::256B; n[1]: bytes that
+// each copy reads. in: 4 words per thread, out: what was copied.
 KERNEL(probe_cp_async, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared() + 16 * threadIdx.x;
   const uint32_t *from = params.in + 4 * threadIdx.x;
@@ -64,13 +64,13 @@ KERNEL(probe_cp_async, ProbeParams, 64, 1) {
   cp_async_commit_group();
   cp_async_wait_group<0>();
   barrier_sync_all();
-  // The neighbour's, so that the barrier is needed.
+  // Reads the neighbour's words, so that the barrier is needed.
   const uint32_t other = threadIdx.x ^ 1;
   const U32x4 v = ld_shared_v4(dynamic_shared() + 16 * other);
   st_global_v4(params.out + 4 * other, v);
 }
 
-// Three groups in flight, each waited for when it is the oldest; out: the sum of what each brought.
+// Three groups in flight, each waited for when it is the oldest; out: the sum of what each copied.
 KERNEL(probe_cp_async_groups, ProbeParams, 32, 1) {
   const uint32_t s = dynamic_shared() + 4 * threadIdx.x;
   for (uint32_t g = 0; g < 3; ++g) {
@@ -97,7 +97,7 @@ KERNEL(probe_warp, ProbeParams, 32, 1) {
   st_global_u32(out + 4, shfl_idx(v, 7));
   st_global_u32(out + 5, shfl_up(v, 2));
   st_global_u32(out + 6, shfl_down(v, 4));
-  // Halves of the warp apart from each other.
+  // The halves of the warp separately.
   const uint32_t half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
   st_global_u32(out + 7, vote_ballot(true, half));
   st_global_u32(out + 8, shfl_bfly(v, 1, half));
@@ -105,14 +105,14 @@ KERNEL(probe_warp, ProbeParams, 32, 1) {
   st_shared_u32(s + 4 * lane, v);
   bar_warp_sync();
   st_global_u32(out + 9, ld_shared_u32(s + 4 * (31 - lane)));
-  // Of the operand only the lower five bits count.
+  // Only the lower five bits of the operand count.
   st_global_u32(out + 10, shfl_bfly(v, 32 + 5));
   st_global_u32(out + 11, shfl_idx(v, 64 + 7));
   st_global_u32(out + 12, shfl_up(v, 32 + 2));
   st_global_u32(out + 13, shfl_down(v, 96));
 }
 
-// Single-byte and 16-bit neighbours written by different threads, then read as words.
+// Adjacent bytes and 16-bit words written by different threads, then read as 32-bit words.
 KERNEL(probe_small_stores, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared();
   st_shared_u8(s + threadIdx.x, uint8_t(threadIdx.x));
@@ -126,7 +126,7 @@ KERNEL(probe_small_stores, ProbeParams, 64, 1) {
   st_global_f32(params.out + 192 + threadIdx.x, ld_shared_f32(s + 704 + 4 * (63 - threadIdx.x)));
 }
 
-// Two warps hand a value over and over to two others through named barriers.
+// Two warps repeatedly pass a value to two others through named barriers.
 KERNEL(probe_named_barriers, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared();
   const bool sends = threadIdx.x < 64;
@@ -145,7 +145,7 @@ KERNEL(probe_named_barriers, ProbeParams, 128, 1) {
   if (!sends) st_global_u32(params.out + threadIdx.x - 64, sum);
 }
 
-// Loads and stores of every width, and of the last word its ones; 19 words in and out.
+// Loads and stores of every width, and the single bits of the last word; 19 words in and out.
 KERNEL(probe_global, ProbeParams, 1, 1) {
   const uint32_t *in = params.in;
   uint32_t *out = params.out;
@@ -166,8 +166,8 @@ KERNEL(probe_global, ProbeParams, 1, 1) {
   st_global_u32(out + 18, popc_b32(ld_global_u32(in + 18)));
 }
 
-// Counters shared by all blocks, and a ticket that tells the last block: out[0..7] the counters, [8] the
-// winner's sum.
+// Counters shared by all blocks, and a ticket that determines the last block: out[0..7] the counters, [8] the
+// last block's sum.
 KERNEL(probe_atomics, ProbeParams, 64, 1) {
   uint32_t *out = params.out;
   const uint32_t id = blockIdx.x * blockDim.x + threadIdx.x, all = gridDim.x * blockDim.x;
@@ -188,9 +188,9 @@ KERNEL(probe_atomics, ProbeParams, 64, 1) {
   }
 }
 
-// Sums of a block in shared memory: thread t adds n[0]·t·2^20 + 1 to bin t % 4. Out: the four bins, then of
-// each thread how many came to its bin before it, which is in the lowest bits of the value before; and the
-// same of words, of which each thread adds 1.
+// Sums of a block in shared memory: thread t adds n[0]·t·2^20 + 1 to bin t % 4. Out: the four bins, then for
+// each thread how many added to its bin before it, which the lowest bits of the old value tell; and the same
+// with 32-bit words, to which each thread adds 1.
 KERNEL(probe_shared_atomics, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), t = threadIdx.x, bin = s + 8 * (t % 4);
   if (t < 4) st_shared_v2(s + 8 * t, {0, 0}), st_shared_u32(s + 32 + 4 * t, 0);
@@ -204,7 +204,7 @@ KERNEL(probe_shared_atomics, ProbeParams, 64, 1) {
   st_global_u32(params.out + 76 + t, words_before);
 }
 
-// The geometry, as each thread sees it: 12 words per thread.
+// The launch geometry as each thread sees it: 12 words per thread.
 KERNEL(probe_geometry, ProbeParams, 256, 1) {
   const uint32_t blocks = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
   const uint32_t thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
@@ -214,7 +214,7 @@ KERNEL(probe_geometry, ProbeParams, 256, 1) {
   for (int i = 0; i < 12; ++i) st_global_u32(out + i, v[i]);
 }
 
-// Three words a thread, f32 bits; 9 words out.
+// In: three words a thread, f32 bits; out: 9 words.
 KERNEL(probe_arithmetic, ProbeParams, 256, 1) {
   const uint32_t t = blockIdx.x * 256 + threadIdx.x;
   if (t >= params.n[0]) return;
@@ -237,7 +237,7 @@ DEVICE void st_global_u64(uint32_t *&out, uint64_t v) {
   out += 2;
 }
 
-// Two f64 a thread, a and b, whose words are taken for other types, too; 22 words out.
+// In: two f64 a thread, a and b, whose words are also used as other types; out: 22 words.
 KERNEL(probe_wide_arithmetic, ProbeParams, 256, 1) {
   const uint32_t t = blockIdx.x * 256 + threadIdx.x;
   if (t >= params.n[0]) return;
@@ -256,10 +256,10 @@ KERNEL(probe_wide_arithmetic, ProbeParams, 256, 1) {
   st_global_u64(out, logarithm << 32 | mov_b32_f32(cvt_rn_f32_f64(a)));
 }
 
-// n[0]: 0 bf16, 1 f16, 2 s8; n[1] times the same product, on registers alone: what mma.sync costs.
+// n[0]: 0 bf16, 1 f16, 2 s8; n[1] times the same product, on registers only: the cost of mma.sync.
 KERNEL(bench_mma, ProbeParams, 128, 1) {
   const uint32_t t = threadIdx.x;
-  // Small numbers in either type.
+  // Small numbers in both 16-bit types.
   const uint32_t a[4] = {0x3c003c01 + t, 0x3c013c02 + t, 0x3c033c01 + t, 0x3c003c04 + t},
                  b[2] = {0x3c003c02 + t, 0x3c053c01};
   float d[4] = {};
@@ -273,8 +273,8 @@ KERNEL(bench_mma, ProbeParams, 128, 1) {
     st_global_u32(params.out + t % 16 * 4 + i, uint32_t(sum[i]) + uint32_t(d[i]));
 }
 
-// Six words a thread: two that are subtracted, two and a selector that are permuted, a float that is cut to
-// an integer; in bf16, the first two multiplied and the last added. Four out.
+// In: six words a thread: two to subtract, two and a selector to permute, a float to truncate to an integer;
+// in bf16 the first two are also multiplied and the last added. Out: four words.
 KERNEL(probe_conversions, ProbeParams, 256, 1) {
   const uint32_t t = blockIdx.x * 256 + threadIdx.x;
   if (t >= params.n[0]) return;
@@ -286,7 +286,7 @@ KERNEL(probe_conversions, ProbeParams, 256, 1) {
   st_global_u32(out + 3, fma_rn_bf16x2(ld_global_u32(in), ld_global_u32(in + 1), ld_global_u32(in + 5)));
 }
 
-// Eight bytes written by one lane, read by another.
+// Eight bytes written by one lane and read by another.
 KERNEL(probe_shared_pairs, ProbeParams, 32, 1) {
   const uint32_t s = dynamic_shared(), lane = lane_id();
   st_shared_u32(s + 8 * lane, 1000 + lane), st_shared_u32(s + 8 * lane + 4, ~lane);
@@ -295,7 +295,7 @@ KERNEL(probe_shared_pairs, ProbeParams, 32, 1) {
   st_global_v2(params.out + 2 * lane, v);
 }
 
-// Copies that tell an mbarrier when they have landed: 16 bytes a thread, read by its neighbour. Twice, in two
+// Copies that arrive on an mbarrier when complete: 16 bytes a thread, read by its neighbour; twice, in two
 // phases.
 KERNEL(probe_noinc, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), t = threadIdx.x, barrier = s + 64 * 16;
@@ -311,7 +311,7 @@ KERNEL(probe_noinc, ProbeParams, 64, 1) {
   }
 }
 
-// Thread n[0] gives up, if there is one of that number.
+// Thread n[0] executes trap, if it exists.
 KERNEL(probe_trap, ProbeParams, 64, 1) {
   if (threadIdx.x == params.n[0]) trap();
   st_global_u32(params.out + threadIdx.x, 1);

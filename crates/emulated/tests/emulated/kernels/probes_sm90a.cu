@@ -1,4 +1,4 @@
-// One small kernel per group of instructions that sm_90a adds.
+// One small kernel for each group of instructions that sm_90a adds.
 #include "probe.h"
 #include "ptx.cuh"
 
@@ -37,7 +37,7 @@ KERNEL(probe_stmatrix, ProbeParams, 32, 1) {
   copy_out(s, params.n[0], params.out);
 }
 
-// Two threads hand a number to and fro n[0] times; out: what it has become.
+// Two threads pass a number back and forth n[0] times; out: its final value.
 KERNEL(probe_mbarrier, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), ping = s + 16, pong = s + 24;
   if (threadIdx.x == 0) {
@@ -63,7 +63,7 @@ KERNEL(probe_mbarrier, ProbeParams, 64, 1) {
   barrier_sync_all();
   if (threadIdx.x == 0) {
     mbarrier_inval(ping);
-    st_shared_u32(ping, 7);  // ordinary memory again
+    st_shared_u32(ping, 7);  // after inval the word is ordinary memory again
     mbarrier_init(pong + 8, 3);
   }
 }
@@ -109,7 +109,7 @@ KERNEL(probe_bulk_load, ProbeParams, 64, 1) {
   copy_out(s, params.n[4], params.out);
 }
 
-// n[0], n[1]: x and y; n[2]: words of a tile; in: the tile as it shall lie in shared memory.
+// n[0], n[1]: x and y; n[2]: words of a tile; in: the tile in its shared-memory layout.
 KERNEL(probe_tma_store, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared();
   for (uint32_t i = threadIdx.x; i < params.n[2]; i += 64)
@@ -148,20 +148,20 @@ KERNEL(probe_multicast, ProbeParams, 32, 1) {
   barrier_cluster_wait();
 }
 
-// Every block writes into its right neighbour's memory, tells it by a remote arrival, and reads its left
-// neighbour's.
+// Every block writes into its right neighbour's memory, signals it by a remote arrival, and reads its left
+// neighbour's memory.
 KERNEL(probe_cluster, ProbeParams, 32, 1) {
   const uint32_t blocks = cluster_block_count(), rank = cluster_block_rank(), right = (rank + 1) % blocks;
   const uint32_t s = dynamic_shared(), barrier = s + 256, lane = lane_id();
   if (threadIdx.x == 0) {
-    mbarrier_init(barrier, 32);
+    mbarrier_init(barrier, 64);
     fence_mbarrier_init();
   }
   st_shared_u32(s + 128 + 4 * lane, 1000 * rank + lane);
   barrier_cluster_arrive();
   barrier_cluster_wait();
   st_shared_cluster_u32(mapa(s + 4 * lane, right), 100 * rank + lane);
-  mbarrier_arrive_cluster(mapa(barrier, right));
+  mbarrier_arrive_relaxed_cluster(mapa(barrier, right)), mbarrier_arrive_cluster(mapa(barrier, right));
   while (!mbarrier_try_wait_parity_cluster(barrier, 0)) {
   }
   const uint32_t given = ld_shared_u32(s + 4 * (31 - lane));
@@ -220,8 +220,8 @@ DEVICE void product_of(const ProbeParams &p, uint64_t a, uint64_t b, const uint3
 
 }  // namespace
 
-// n: type (0 bf16, 1 f16, 2 s8), N, a from registers, keep | swizzle << 1, words of the image, bytes from one
-// tile to the other and their k offset << 24. in: the image of shared memory with both tiles, then a's
+// n: type (0 bf16, 1 f16, 2 s8), N, a from registers, keep | swizzle << 1, words of the image, distance of
+// the tiles in bytes and their k offset << 24. in: the image of shared memory with both tiles, then a's
 // fragments, then d.
 KERNEL(probe_wgmma, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), words = params.n[4];
@@ -232,14 +232,14 @@ KERNEL(probe_wgmma, ProbeParams, 128, 1) {
   for (uint32_t i = 0; i < 4; ++i) fragment[i] = ld_global_u32(params.in + words + threadIdx.x * 4 + i);
   const uint32_t swizzle = params.n[3] >> 1, tile = params.n[5] & 0xffffff, k = params.n[5] >> 24;
   const uint32_t width = swizzle == 0 ? 16 : 256u >> swizzle;
-  // Without a swizzle: the second 16 bytes of k lie 128 bytes on, the next eight rows 256.
+  // Without a swizzle: the second 16 bytes of k are 128 bytes further, the next eight rows 256.
   const uint32_t stride = swizzle == 0 ? 256 : 8 * width, leading = swizzle == 0 ? 128 : 16;
   const auto kind = static_cast<Swizzle>(swizzle);
   product_of<256>(params, wgmma_descriptor(s + k, kind, stride, leading),
                   wgmma_descriptor(s + tile + k, kind, stride, leading), fragment);
 }
 
-// The first kernel of a pair stores, tells, and stores once more; the second reads all of it.
+// The first kernel of a pair stores, triggers the second, and stores once more; the second reads all of it.
 KERNEL(probe_primary, ProbeParams, 32, 1) {
   const uint32_t at = blockIdx.x * 32 + threadIdx.x;
   griddepcontrol_launch_dependents();
@@ -247,13 +247,13 @@ KERNEL(probe_primary, ProbeParams, 32, 1) {
 }
 KERNEL(probe_secondary, ProbeParams, 32, 1) {
   const uint32_t at = blockIdx.x * 32 + threadIdx.x;
-  uint32_t v = ld_global_nc_u32(params.in + at);  // not the first kernel's
+  uint32_t v = ld_global_nc_u32(params.in + at);  // not stored by the first kernel
   griddepcontrol_wait();
   v += ld_global_u32(params.out + (gridDim.x * 32 - 1 - at));
   st_global_u32(params.out + gridDim.x * 32 + at, v);
 }
 
-// One warpgroup waits for registers that the other gives up. n[0]: what the second asks for.
+// One warpgroup waits for registers that the other releases. n[0]: how many the second requests.
 KERNEL(probe_registers, ProbeParams, 256, 1) {
   if (threadIdx.x < 128) {
     setmaxnreg_inc<256>();
@@ -266,13 +266,13 @@ KERNEL(probe_registers, ProbeParams, 256, 1) {
   }
 }
 
-// out: the two answers of each thread.
+// out: the two results of each thread.
 KERNEL(probe_elect, ProbeParams, 64, 1) {
   st_global_u32(params.out + threadIdx.x, elect_sync());
   st_global_u32(params.out + 64 + threadIdx.x, elect_sync());
 }
 
-// n[0] groups of four int8 products of 64 x 16, each waited for: what wgmma costs. 80 rows of 128 bytes.
+// n[0] groups of four int8 wgmma of 64 x 16, each waited for: the cost of wgmma. 80 rows of 128 bytes.
 KERNEL(bench_wgmma, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), t = threadIdx.x;
   for (uint32_t i = t; i < 80 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i + 1, i + 2, i + 3});

@@ -1,4 +1,4 @@
-//! Collectives in CUDA graphs: replays move what is in the buffers then, with one rank late.
+//! Collectives in CUDA graphs: a replay sends the buffers' present contents, also with one rank late.
 
 use super::{all_are_destroyed, device, each, group, on_nccl};
 use lmhead::backend::cuda::{CudaDevice, Graph};
@@ -27,8 +27,8 @@ fn in_child_replays() {
     assert_eq!(fake.count("replays"), (3 * 50 * RANKS) as i64, "each of the three calls, each time");
 }
 
-/// Whole steps, replayed with other rows, indices and numbers of rows; two tests, for two processors. This
-/// one is on a device that has programmatic launches and no wgmma, which takes the emulated device longer.
+/// Whole steps, replayed with other rows, indices and row counts; divided into two tests, for two cores. This
+/// one is on a device with programmatic launches and without wgmma, which the emulated device is slower at.
 #[test]
 fn captured_steps_have_the_bits_of_eager_ones() {
     on_nccl("captured::in_child_steps", &[("FAKE_CAPABILITY", "100")]);
@@ -61,7 +61,7 @@ fn steps_of(sizes: &[usize]) {
     all_are_destroyed();
 }
 
-/// What a GPU's test runs as processes.
+/// The scenarios that a GPU's test runs in processes.
 #[test]
 fn the_scenarios_of_a_gpu_hold() {
     on_nccl("captured::in_child_scenarios", &[]);
@@ -89,7 +89,7 @@ pub fn each_ranked(size: usize, run: impl Fn(Ranked) + Sync) {
     each(group(&devices), |me, exchange| run(Ranked { device: devices[me].clone(), exchange }));
 }
 
-/// An engine that replays a graph and then waits for its stream as the runtime does, without a deadline.
+/// An engine that replays a graph and then waits for its stream without a deadline, as the runtime does.
 #[test]
 fn a_replay_that_does_not_end_is_ended_by_the_watchdog() {
     on_nccl("captured::in_child_watched", &[("FAKE_NCCL_RANK", "1")]);
@@ -111,7 +111,7 @@ fn in_child_watched() {
         let handle = device.handle(stream);
         let piece = |from: usize| Piece { address: device.address(&memory) + from as u64, len: 1 };
         let (everyone, pieces): (Vec<usize>, Vec<Piece>) = (0..RANKS).map(|from| (from, piece(from))).unzip();
-        // What every rank sends comes from the host before the graph.
+        // The host writes the data of every rank before the graph runs.
         let replay = |graph: &Graph, byte: usize| {
             device.write_on(stream, &memory, me, &[(byte + me) as u8]).expect("a copy");
             // SAFETY: its memory outlives it.

@@ -1,4 +1,4 @@
-//! Captured steps of ranks that do not agree, or do not come; and what is refused in a capture.
+//! Captured steps of ranks that disagree or do not come; and calls that a capture refuses.
 
 use super::captured::each_ranked;
 use super::{all_are_destroyed, on_nccl};
@@ -22,7 +22,7 @@ const KIND: Kind = Kind {
     padded: true,
     request: Request::Argmax,
     filters: Filters::ByHost,
-    adjustments: DeviceAdjustments { allowed: false, additions: 0, counts: 0 },
+    adjustments: DeviceAdjustments { allowed: false, logit_bias: 0, counts: 0 },
     quantization: Quantization::None,
     dtype: DType::Bf16,
     hidden: 32,
@@ -48,7 +48,7 @@ fn in_child_mismatch() {
             stepper.replay(&graph);
             let good = stepper.statuses();
             assert!(good.iter().all(|status| *status == 0), "rank {me}: {good:?}");
-            // Rank 1 has other weights when this one is captured.
+            // Rank 1 has other weights when this step is captured.
             if me == 1 {
                 stepper.head.set_weights_version(7);
             }
@@ -73,7 +73,7 @@ fn in_child_mismatch() {
     all_are_destroyed();
 }
 
-/// The tensor-parallel ranks of a replica bring different rows.
+/// The tensor-parallel ranks of a replica pass different rows.
 #[test]
 fn a_replicas_ranks_with_other_rows_are_named() {
     on_nccl("captured_faults::in_child_inputs", &[]);
@@ -93,7 +93,7 @@ fn in_child_inputs() {
     }
 }
 
-/// What lies in memory of steps before is no part of what a replica's ranks compare.
+/// Left-over contents of memory are not part of what a replica's ranks compare.
 #[test]
 fn a_rank_that_has_released_its_memory_agrees_with_its_replica() {
     on_nccl("captured_faults::in_child_released", &[]);
@@ -126,11 +126,11 @@ fn other_rows(kind: Kind) {
         let graph = stepper.capture().expect("a graph");
         stepper.replay(&graph);
         assert!(stepper.statuses().iter().all(|status| *status == 0), "rank {me}");
-        // Rank 1 brings other rows than rank 0, of the same replica. The other replica is idle.
+        // Rank 1 passes other rows than rank 0 of the same replica. The other replica is idle.
         stepper.bring_rows(if me == 1 { 3 } else { 2 });
         stepper.replay(&graph);
         let poisoned = stepper.statuses();
-        // The other replica is idle: it learns of it all the same.
+        // The idle replica learns of it, too.
         assert!(poisoned.iter().all(|status| *status == 3), "rank {me}: {poisoned:?}");
         let fault = stepper.head.flight_recorder().fault().expect("a mismatch").to_string();
         let words = if me < 2 { "inputs of replica 0" } else { "ranks [1] say another header" };
@@ -139,7 +139,7 @@ fn other_rows(kind: Kind) {
     all_are_destroyed();
 }
 
-/// The tensor-parallel ranks of a replica bring different adjustments.
+/// The tensor-parallel ranks of a replica pass different adjustments.
 #[test]
 fn a_replicas_ranks_with_other_adjustments_are_named() {
     on_nccl("captured_faults::in_child_adjustments", &[]);
@@ -148,7 +148,7 @@ fn a_replicas_ranks_with_other_adjustments_are_named() {
 #[test]
 #[ignore = "needs the fake libraries: a_replicas_ranks_with_other_adjustments_are_named runs it"]
 fn in_child_adjustments() {
-    let adjustments = DeviceAdjustments { allowed: true, additions: 2, counts: 1 };
+    let adjustments = DeviceAdjustments { allowed: true, logit_bias: 2, counts: 1 };
     each_ranked(4, |ranked| {
         let me = ranked.exchange.me();
         let kind = Kind { tp: 2, adjustments, ..KIND };
@@ -168,7 +168,7 @@ fn in_child_adjustments() {
     all_are_destroyed();
 }
 
-/// An engine whose rank 1 does not replay: the others' streams end, and the head says why.
+/// Rank 1 does not replay: the others' streams end, and the head gives the reason.
 #[test]
 fn a_rank_that_does_not_replay_is_waited_for_until_the_deadline() {
     on_nccl("captured_faults::in_child_missing", &[]);
@@ -236,7 +236,7 @@ fn in_child_refused() {
         let mut stepper = Stepper::new(&ranked.device, ranked.exchange.clone(), KIND, SOON);
         let options = StepOptions { on_device: true, ..StepOptions::default() };
         let exact = RowCounts::exact(&[1, 1]);
-        let device_adjustments = DeviceAdjustments { allowed: true, additions: 7, counts: 0 };
+        let device_adjustments = DeviceAdjustments { allowed: true, logit_bias: 7, counts: 0 };
         for (counts, request, options, wanted) in [
             (RowCounts::capacity(5, 3), Request::Argmax, options, true),
             (RowCounts::capacity(5, 3), Request::Argmax, StepOptions { on_device: false, ..options }, false),
@@ -253,7 +253,7 @@ fn in_child_refused() {
                 true,
             ),
             (exact, Request::logprobs(3), options, true),
-            // More rows than a chunk of logprobs has.
+            // More rows than a chunk of logprobs holds.
             (RowCounts::capacity(1 << 30, 3), Request::logprobs(3), options, false),
         ] {
             assert_eq!(

@@ -1,4 +1,4 @@
-//! Communicators without heads: made, split, lent by an engine.
+//! Communicators without heads: created, split, and borrowed from an engine.
 
 use super::{all_are_destroyed, device, each, group, knew, on_libraries, on_nccl};
 use lmhead::backend::cuda::CudaDevice;
@@ -27,14 +27,14 @@ fn locals(size: usize) -> Vec<Arc<dyn Exchange>> {
     local::group(size).into_iter().map(|endpoint| Arc::new(endpoint) as _).collect()
 }
 
-/// Each member's communicator of all members of `control`.
+/// Each member's communicator over all members of `control`.
 fn world(marks: &Arc<dyn StreamMarks>, control: &dyn Exchange) -> Communicator {
     let id = UniqueId::share(nccl(), &soon(), control).expect("an id");
     let made = Communicator::new(nccl(), marks, (control.me(), control.size()), &id, soon().deadline);
     made.expect("a communicator")
 }
 
-/// Gathers one byte of each member, and returns them.
+/// Gathers one byte from each member and returns them.
 fn gather(device: &CudaDevice, exchange: &dyn Exchange, byte: u8) -> Result<Vec<u8>, Fault> {
     let (size, me) = (exchange.size(), exchange.me());
     let side = exchange.device().expect("a side for device memory");
@@ -52,7 +52,7 @@ fn gather(device: &CudaDevice, exchange: &dyn Exchange, byte: u8) -> Result<Vec<
     Ok(bytes)
 }
 
-/// An exchange over a communicator that is given, connected.
+/// A connected exchange over the given communicator.
 fn over(
     marks: &Arc<dyn StreamMarks>,
     communicator: Communicator,
@@ -77,7 +77,7 @@ fn in_child_split() {
         let marks = stream_marks(&device);
         let world = world(&marks, &*control);
         assert_eq!((world.rank(), world.size()), (me, 4));
-        // Numbers that NCCL does not take. Nothing has begun: the split below is the first.
+        // Colours and keys that NCCL refuses. Nothing was started by these: the split below is the first.
         for (color, key, problem) in [
             (Some(1 << 31), 0, "wanted a color of at most 2147483647, got 2147483648: NCCL takes no larger"),
             (None, u32::MAX, "wanted a key of at most 2147483647, got 4294967295: NCCL takes no larger"),
@@ -87,7 +87,7 @@ fn in_child_split() {
                 other => panic!("{:?}", other.map(|split| split.is_some())),
             }
         }
-        // Ranks 0 and 2, the other way round; rank 1 alone; rank 3 nowhere.
+        // Ranks 0 and 2 in reverse order; rank 1 alone; rank 3 in no group.
         let color = [Some(5), Some(0), Some(5), None][me];
         let split = world.split(color, 10 - me as u32, soon().deadline).expect("a split");
         let place = split.as_ref().map(|split| (split.rank(), split.size()));
@@ -98,7 +98,7 @@ fn in_child_split() {
             let exchange = over(&marks, split, control.expect("an endpoint")).expect("an exchange");
             assert_eq!((exchange.size(), exchange.me()), (size, at));
             assert_eq!(gather(&device, &exchange, 40 + me as u8), Ok(vec![42, 40]));
-            // All heads use one communicator: it cannot be made anew for one of them.
+            // All heads use one communicator, so it cannot be recreated for one of them.
             let side = exchange.device().expect("a side");
             side.abort(&Fault::Timeout { missing: vec![] });
             assert_eq!(side.reset(&soon(), &exchange), Ok(Reset::Reconnect));
@@ -121,7 +121,7 @@ fn in_child_lent() {
     type Make = unsafe extern "C" fn(*mut *mut c_void, c_int, [u8; 128], c_int) -> c_int;
     type End = unsafe extern "C" fn(*mut c_void) -> c_int;
     let (fake, meeting) = (FakeNccl::loaded(), Barrier::new(2));
-    // SAFETY: the types are nccl.h's.
+    // SAFETY: the types are those of nccl.h.
     let (make, end) = unsafe { (fake.get::<Make>("ncclCommInitRank"), fake.get::<End>("ncclCommAbort")) };
     let raw = |device: &CudaDevice, control: &dyn Exchange, rank: usize| {
         let id = UniqueId::share(nccl(), &soon(), control).expect("an id");
@@ -143,7 +143,7 @@ fn in_child_lent() {
         drop(exchange);
         meeting.wait();
         assert_eq!(fake.count("communicators"), 2, "the engine's are still there");
-        // A fault stops it in the middle of a gather to which rank 1 does not come, and leaves it to the
+        // A fault ends it in the middle of a gather that rank 1 does not join; destroying it is left to the
         // engine.
         let exchange = over(&marks, borrow(lent).expect("a communicator"), Arc::clone(&control));
         let exchange = exchange.expect("an exchange");
@@ -183,11 +183,11 @@ fn in_child_lent() {
         meeting.wait();
         assert_eq!(fake.count("communicators"), 2);
         meeting.wait();
-        // SAFETY: it is used by nobody any more.
+        // SAFETY: it is no longer used.
         assert_eq!(unsafe { end(lent) }, 0);
         passes();
 
-        // One whose ranks are in another order than the group's members.
+        // A communicator whose ranks are in another order than the group's members.
         let turned = raw(&device, &*control, 1 - me);
         let fault = over(&marks, borrow(turned).expect("a communicator"), control).map(drop);
         let Err(Fault::Broken { problem, .. }) = fault else { panic!("{fault:?}") };
@@ -283,12 +283,12 @@ fn in_child_alone() {
     assert!(problem.contains("Connection refused"), "{problem}");
     all_are_destroyed();
 
-    // A side of another size than the host transport's.
+    // A side whose size differs from the host transport's.
     let side = NcclExchange::new(nccl(), Arc::clone(&marks), (0, 3));
     let fault = side.connect(&soon(), &*locals(2)[0]);
     let Err(Fault::Broken { problem, .. }) = fault else { panic!("{fault:?}") };
     assert_eq!(problem, "the host transport is member 0 of 2, NCCL's side member 0 of 3");
-    // One that nobody has connected, and calls that cannot be.
+    // A side that was never connected, and invalid calls.
     let exchange =
         WithDevice::new(Arc::clone(&locals(1)[0]), Arc::new(NcclExchange::new(nccl(), marks, (0, 1))));
     let Err(Fault::Broken { problem, .. }) = gather(&device(0), &exchange, 1) else {
@@ -307,7 +307,7 @@ fn ids_of_two_runs_that_are_mixed_up_are_told_at_creation() {
 fn in_child_mixed_up() {
     const ALONE: Duration = Duration::from_millis(600);
     let (fake, meeting, first) = (FakeNccl::loaded(), Barrier::new(4), Barrier::new(3));
-    // Two runs of two members, each with a host transport and an id of its own.
+    // Two runs of two members, each with its own host transport and id.
     let ids = || [0, 1].map(|_| nccl().unique_id().expect("an id"));
     let (one, both) = (ids(), ids());
     each([locals(2), locals(2)].concat(), |rank, control| {
@@ -325,7 +325,7 @@ fn in_child_mixed_up() {
             assert!(took < within + Duration::from_secs(1), "{name}, run {run}, member {me}: {took:?}");
             made
         };
-        // Member 1 of the second run holds the first run's id, and comes when that run has met.
+        // Member 1 of the second run has the first run's id, and comes when the first run has connected.
         match (run, me) {
             (0, _) => {
                 let exchange = make("ids of two runs, one mixed up", &one[0], SOON).expect("an exchange");
@@ -348,7 +348,7 @@ fn in_child_mixed_up() {
             }
         }
         meeting.wait();
-        // The members 1 hold each other's: NCCL makes two communicators, each of both runs.
+        // Both members 1 have the other run's id: NCCL makes two communicators that each mix both runs.
         let Err(Fault::Broken { problem, fix }) =
             make("ids of two runs, swapped", &both[(run + me) % 2], SOON).map(drop)
         else {

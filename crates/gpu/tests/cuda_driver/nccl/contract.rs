@@ -1,5 +1,5 @@
-//! What ranks see of a peer that disagrees with them in a step on the device, or whose device is lost
-//! or full.
+//! What ranks learn of a peer that disagrees with them in a step on the device, or whose device is lost or
+//! full.
 
 use super::{backend, device, each, group, knew, on_nccl, resident};
 use lmhead::DType;
@@ -24,7 +24,7 @@ fn config(test: &TestHead) -> HeadConfig {
     HeadConfig { timeout: DEADLINE, ..test.config() }
 }
 
-/// The error of a step that rank 1 makes in another way than the others, which stay on their devices.
+/// The errors of a step that rank 1 makes differently from the others, which stay on their devices.
 fn another_step(
     head: &mut LmHead,
     counts: &[usize],
@@ -74,8 +74,8 @@ fn in_child_disagree() {
     });
 }
 
-/// Steps of three ranks on devices of their own until one fails: the device of rank 1 is lost on the way.
-/// The others are told, or name it at the deadline.
+/// Steps of three ranks on devices of their own until one fails, because rank 1's device is lost. The others
+/// are notified, or name it at the deadline.
 #[test]
 fn a_lost_device_is_named_on_every_rank_within_the_deadline() {
     for (variable, value) in [("FAKE_RUN", "700"), ("FAKE_HANG", "60")] {
@@ -88,7 +88,7 @@ fn a_lost_device_is_named_on_every_rank_within_the_deadline() {
 #[ignore = "needs the fake libraries: a_lost_device_is_named_on_every_rank_within_the_deadline runs it"]
 fn in_child_lost_device() {
     let devices: Vec<CudaDevice> = (0..RANKS).map(device).collect();
-    // What is freed at the end waits no longer for the lost one.
+    // So that freeing memory at the end does not wait long for the lost device.
     devices.iter().for_each(|device| device.set_patience(DEADLINE));
     let places = devices.iter().map(|device| (device.clone(), backend(device))).collect();
     let resident = Resident::over(places, move |_| group(&devices));
@@ -109,17 +109,17 @@ fn in_child_lost_device() {
         let text = error.to_string();
         let named = match me {
             1 if hangs => text.contains("this rank's device has not come to it within 2s"),
-            // By the first call behind the kernel: the product's own, or one of a collective.
+            // Reported by the first call after the kernel: the matmul's own, or one of a collective.
             1 => text.contains("CUDA_ERROR_ILLEGAL_ADDRESS") && text.contains("the device is lost"),
             _ => text.contains("ranks [1]") || text.contains("rank 1"),
         };
         assert!(named, "rank {me}: {text}");
-        // Who has left is lost to the others.
+        // A rank that leaves is lost to the others: stay.
         meeting.wait();
     });
 }
 
-/// The device of rank 1 is full when its head first wants memory for a step.
+/// Rank 1's device is full when its head first needs memory for a step.
 #[test]
 fn device_memory_that_is_short_on_one_rank_is_named_on_every_rank() {
     on_nccl("contract::in_child_short_memory", &[("FAKE_MEMORY", "67108864")]);

@@ -1,29 +1,33 @@
-//! Eager steps of several ranks: all collectives of a step are queued before the host waits for any, and a
-//! fault is still that of the first one that has not ended.
+//! Eager steps of several ranks queue all their collectives before the host waits, and a fault is still
+//! reported of the first collective that has not ended.
 
-use super::{all_are_destroyed, backend, device, each, group, knew, on_nccl, resident};
-use crate::count_on;
+use super::{all_are_destroyed, backend, device, each, group, group_with, knew, on_nccl, resident};
+use crate::{count, count_on};
+use cudarc::driver::result;
 use lmhead::DType;
-use lmhead::backend::cuda::{Buffer, CudaDevice};
-use lmhead::backend::device::KernelDevice;
+use lmhead::backend::cuda::{Buffer, CudaDevice, CudaStream};
+use lmhead::backend::device::{KernelDevice, stream_marks};
 use lmhead::config::{HeadConfig, Quantization, Verify};
-use lmhead::exchange::{Exchange, Operation};
+use lmhead::exchange::{Exchange, Fault, Operation, Pending, Scratch, StreamCounters, StreamMarks};
 use lmhead::head::LmHead;
 use lmhead::layout::HeadGroup;
-use lmhead::memory::{Memory, Span};
+use lmhead::memory::{Memory, Span, Stream};
 use lmhead::result::Request;
-use lmhead::rows::RowCounts;
+use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead_gpu::device_step::{Ask, DeviceStep, Source};
 use lmhead_gpu::fake_nccl::FakeNccl;
 use lmhead_testkit::TestHead;
 use lmhead_testkit::requests::ResidentRank;
+use lmhead_testkit::wrong::{Wrong, WrongExchange};
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 const DEADLINE: Duration = Duration::from_secs(2);
-/// Of each rank.
+/// Rows of each rank.
 const ROWS: usize = 4;
 const HIDDEN: usize = 32;
 
@@ -31,17 +35,21 @@ fn test_head() -> TestHead {
     TestHead::random(300, HIDDEN, DType::Bf16, Quantization::None, 11)
 }
 
-/// Where a rank has its rows.
+/// A rank's device, stream and rows.
 struct Place {
     device: CudaDevice,
-    stream: <CudaDevice as KernelDevice>::OwnedStream,
+    /// An engine's: before the library frees memory it waits for its own streams, not for this.
+    stream: CudaStream,
     states: Buffer,
 }
 
 fn places(test: &TestHead, ranks: usize) -> Vec<Place> {
     let of = |me: usize| {
         let device = device(me);
-        let stream = device.open_stream().expect("a stream");
+        let create = || result::stream::create(result::stream::StreamKind::NonBlocking);
+        let stream = device.bound(create).expect("a context").expect("a stream");
+        // SAFETY: it lives as long as the process.
+        let stream = unsafe { CudaStream::from_raw(stream.cast()) };
         let states = device.upload(&test.rows(ROWS, me as u64)).expect("memory");
         Place { device, stream, states }
     };
@@ -52,7 +60,7 @@ fn group_of(places: &[Place]) -> Vec<Arc<dyn Exchange>> {
     group(&places.iter().map(|place| place.device.clone()).collect::<Vec<_>>())
 }
 
-/// One rank's step, whose contract is not checked: nothing but its collectives waits for the others.
+/// One rank's step without a contract check: only its collectives wait for the others.
 fn step<'d>(
     test: &TestHead,
     Place { device, stream, states }: &'d Place,
@@ -65,17 +73,17 @@ fn step<'d>(
     let config = HeadConfig { verify: Verify::WarmUp, timeout, ..test.config() };
     let head = LmHead::new(&config, members, shard, exchange, backend(device)).expect("a head");
     let memory = Memory::Device(device.ordinal());
-    // SAFETY: it outlives the step, and nobody writes it.
+    // SAFETY: the memory outlives the step and is not written.
     let states = unsafe { Span::from_raw(memory, states.address(), states.len()) };
     let source = Source { states, dtype: DType::Bf16, rows: ROWS };
     let picks: Vec<i64> = (0..ROWS as i64).rev().collect();
     let counts = RowCounts::exact(&vec![ROWS; ranks]);
-    DeviceStep::new(head, ask, counts, (device, device.on(stream)), (source, &picks)).expect("a step")
+    DeviceStep::new(head, ask, counts, (device, *stream), (source, &picks)).expect("a step")
 }
 
-/// The bits of a step's answer, once it is there.
+/// The bits of a step's answer, once it is complete.
 fn answer(Place { device, stream, .. }: &Place, step: &DeviceStep<'_>) -> (Vec<i64>, Vec<u32>) {
-    device.wait(device.on(stream)).expect("the end of a step");
+    device.wait(*stream).expect("the end of a step");
     let logprobs = step.logprobs().expect("logprobs");
     (step.ids().expect("ids"), logprobs.into_iter().map(f32::to_bits).collect())
 }
@@ -85,7 +93,7 @@ fn all_collectives_of_an_eager_step_are_queued_before_the_host_waits() {
     on_nccl("deferred::in_child_queued", &[]);
 }
 
-/// Rank 1 comes when rank 0 has queued its whole step. Until then rank 0 is in its first collective.
+/// Rank 1 comes when rank 0 has queued its whole step. Until then rank 0's device is in the first collective.
 #[test]
 #[ignore = "needs the fake libraries: all_collectives_of_an_eager_step_are_queued_before_the_host_waits runs it"]
 fn in_child_queued() {
@@ -108,7 +116,7 @@ fn in_child_queued() {
             meeting.wait();
             let before = collectives();
             meeting.wait();
-            // In a workspace that is lent it is the first of its kind.
+            // The first step of its kind in this workspace.
             step.run().expect("a step");
             meeting.wait();
             let each = collectives() - before;
@@ -155,7 +163,8 @@ fn in_child_first() {
             ("ASYNC", "internal error - please report this issue to the NCCL developers (code 3)"),
         ] {
             for (which, operation) in operations.into_iter().enumerate() {
-                // The second one is known, and queues what it has.
+                // Steps of this kind are known after the first; the second queues its collectives without
+                // waiting.
                 for _ in 0..2 {
                     assert_eq!(rank.step().expect("a step"), wanted, "rank {me}");
                 }
@@ -173,7 +182,7 @@ fn in_child_first() {
                 assert!(text.contains(words), "rank {me}: {text}");
                 let first = text.lines().next().unwrap_or_default();
                 let named = operations.map(|any| first.contains(any.name()));
-                // What NCCL says may be heard while the second one is queued.
+                // NCCL's own error may be seen while the second collective is queued.
                 let exact = fault == "STALL" || which == 1;
                 assert!(named.contains(&true), "rank {me}: {text}");
                 assert!(!exact || named == operations.map(|any| any == operation), "rank {me}: {text}");
@@ -195,7 +204,7 @@ fn a_rank_that_fails_behind_a_queued_collective_says_so_at_once() {
     on_nccl("deferred::in_child_refused", &[]);
 }
 
-/// Rank 2 does not come, so that the gather does not end. Rank 1 is refused its workspace behind it.
+/// Rank 2 does not come, so the gather does not end. Rank 1's workspace is refused once the gather is queued.
 #[test]
 #[ignore = "needs the fake libraries: a_rank_that_fails_behind_a_queued_collective_says_so_at_once runs it"]
 fn in_child_refused() {
@@ -233,5 +242,332 @@ fn in_child_refused() {
         assert_eq!(answer(&places[me], &step), wanted, "rank {me}");
         meeting.wait();
     });
+    all_are_destroyed();
+}
+
+#[test]
+fn nothing_is_allocated_or_freed_behind_a_queued_collective() {
+    on_nccl("deferred::in_child_memory", &[]);
+}
+
+/// A step in host memory takes the place of buffers that steps on the device have had. The next one on the
+/// device makes them anew: a driver may wait there for the collective before, and so for a peer.
+#[test]
+#[ignore = "needs the fake libraries: nothing_is_allocated_or_freed_behind_a_queued_collective runs it"]
+fn in_child_memory() {
+    const RANKS: usize = 2;
+    let test = test_head();
+    let places = places(&test, RANKS);
+    for ask in [
+        Ask::plain(Request::logits(DType::F32)),
+        Ask::plain(Request::argmax()),
+        Ask::plain(Request::top_k(3)),
+        Ask::plain(Request::logprobs(2)),
+        Ask::sample(|params| params.top_p = 0.9).by_device(),
+    ] {
+        each(group_of(&places), |me, exchange| {
+            let mut step = step(&test, &places[me], exchange, (ask, 30 * DEADLINE));
+            (0..2).for_each(|_| step.run().expect("a step"));
+            let wanted = answer(&places[me], &step);
+            let rows = test.rows(ROWS, me as u64);
+            let rows = HiddenRows::strided(Span::host(&rows), DType::Bf16, ROWS, HIDDEN, 2 * HIDDEN);
+            let on_host = step.head.step(RowCounts::exact(&[ROWS; RANKS]), &Request::argmax());
+            on_host.and_then(|step| step.run(rows?)).expect("a step in host memory");
+            step.poison().expect("copies");
+            (0..2).for_each(|_| step.run().expect("a step"));
+            assert_eq!(answer(&places[me], &step), wanted, "{ask}, rank {me}");
+        });
+        assert_eq!(count("blocked"), 0, "{ask}");
+    }
+    all_are_destroyed();
+}
+
+#[test]
+fn a_rank_that_queues_for_long_is_where_it_waits_for_the_others() {
+    on_nccl("deferred::in_child_slow_alone", &[("FAKE_NCCL_RANK", "0")]);
+}
+
+#[test]
+fn a_rank_that_queues_for_long_is_in_that_collective_when_those_before_it_have_ended() {
+    on_nccl("deferred::in_child_slow_behind", &[("FAKE_NCCL_RANK", "0")]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_rank_that_queues_for_long_is_where_it_waits_for_the_others runs it"]
+fn in_child_slow_alone() {
+    queues_for_long(false);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_rank_that_queues_for_long_is_in_that_collective_when_those_before_it_have_ended runs it"]
+fn in_child_slow_behind() {
+    queues_for_long(true);
+}
+
+/// NCCL does not come to an end with the queueing of rank 0's second collective. Rank 1 comes to both, or to
+/// none.
+fn queues_for_long(comes: bool) {
+    const RANKS: usize = 2;
+    let (test, fake, meeting) = (test_head(), FakeNccl::loaded(), Barrier::new(RANKS));
+    let places = places(&test, RANKS);
+    let operation = if comes { Operation::ExchangeResults } else { Operation::GatherRows };
+    each(group_of(&places), |me, exchange| {
+        let mut step = step(&test, &places[me], exchange, (Ask::plain(Request::argmax()), DEADLINE));
+        (0..2).for_each(|_| step.run().expect("a step"));
+        let wanted = answer(&places[me], &step);
+        if meeting.wait().is_leader() {
+            let second = fake.count("launches") / RANKS as i64 + 1;
+            fake.set("FROM", Some(&second.to_string()));
+            fake.set("SLOW", Some("60000"));
+        }
+        meeting.wait();
+        let recorder = step.head.flight_recorder();
+        thread::scope(|scope| {
+            let seen = scope.spawn(|| {
+                thread::sleep(DEADLINE / 2);
+                recorder.evidence().last_seen[0].place.expect("rank 0 has been seen").operation
+            });
+            if me == 0 || comes {
+                let began = Instant::now();
+                let error = step.run().expect_err("a collective that is not queued").to_string();
+                let took = began.elapsed();
+                knew("a collective that NCCL does not queue", me, took);
+                let first = error.lines().next().unwrap_or_default();
+                assert!(first.contains(operation.name()), "rank {me}: {error}");
+                let words = if comes { "every member has come to it" } else { "ranks [1] did not come" };
+                assert!(error.contains(words), "rank {me}: {error}");
+                assert!(took < DEADLINE + Duration::from_secs(1), "rank {me}: {took:?}");
+            }
+            assert_eq!(seen.join().expect("a place"), operation, "as rank {me} sees it");
+        });
+        if meeting.wait().is_leader() {
+            fake.set("SLOW", None);
+        }
+        meeting.wait();
+        step.head.rebuild().expect("a rebuilt head");
+        step.run().expect("a step");
+        assert_eq!(answer(&places[me], &step), wanted, "rank {me}");
+        meeting.wait();
+    });
+    all_are_destroyed();
+}
+
+/// A device's marks; some are refused.
+struct CheckedMarks {
+    inner: Arc<dyn StreamMarks>,
+    awaited: Mutex<BTreeSet<u64>>,
+    /// Marks until one is refused; negative where none will be.
+    left: AtomicI64,
+}
+
+impl CheckedMarks {
+    fn new(device: &CudaDevice) -> Arc<Self> {
+        let (inner, awaited) = (stream_marks(device), Mutex::default());
+        Arc::new(CheckedMarks { inner, awaited, left: AtomicI64::new(-1) })
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.awaited.lock().expect("no panic beside it")
+    }
+}
+
+impl StreamMarks for CheckedMarks {
+    fn memory(&self) -> Memory {
+        self.inner.memory()
+    }
+
+    fn mark(&self, stream: Stream) -> Result<Pending, Fault> {
+        if self.left.fetch_sub(1, Ordering::SeqCst) == 0 {
+            return Err(Fault::Broken { problem: "a refused mark".into(), fix: "none".into() });
+        }
+        let mark = self.inner.mark(stream)?;
+        assert!(self.awaited().insert(mark.0));
+        Ok(mark)
+    }
+
+    fn is_reached(&self, mark: Pending) -> Result<bool, Fault> {
+        self.inner.is_reached(mark)
+    }
+
+    fn give_back(&self, mark: Pending) {
+        if !self.awaited().remove(&mark.0) {
+            eprintln!("mark {} is given back twice", mark.0);
+            std::process::exit(101);
+        }
+        self.inner.give_back(mark);
+    }
+
+    fn counters(&self) -> Result<Arc<dyn StreamCounters>, Fault> {
+        self.inner.counters()
+    }
+
+    fn scratch(&self, bytes: usize) -> Result<Box<dyn Scratch>, Fault> {
+        self.inner.scratch(bytes)
+    }
+
+    fn with_context(&self, run: &mut dyn FnMut()) -> Result<(), Fault> {
+        self.inner.with_context(run)
+    }
+}
+
+/// # Panics
+/// Where the stream's work has not ended by the deadline.
+fn comes_to_its_end(Place { device, stream, .. }: &Place) {
+    let (marks, began) = (stream_marks(device), Instant::now());
+    let mark = marks.mark(device.handle(*stream)).expect("a mark");
+    while marks.is_reached(mark) != Ok(true) {
+        assert!(began.elapsed() < DEADLINE, "something is left on the stream");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Where rank 0 panics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Panics {
+    /// Where it begins to wait for the exchange of results, which is queued and does not end.
+    Before,
+    /// While it waits for it, in the first step of a kind: for each collective at once.
+    First,
+    /// While it looks for who is gone, after NCCL has said that a peer is.
+    Blaming,
+}
+
+#[test]
+fn a_panic_behind_queued_collectives_leaves_nothing_on_the_stream() {
+    on_nccl("deferred::in_child_panic", &[("FAKE_NCCL_RANK", "1")]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_panic_behind_queued_collectives_leaves_nothing_on_the_stream runs it"]
+fn in_child_panic() {
+    [Panics::Before, Panics::First, Panics::Blaming].into_iter().for_each(panics_at);
+}
+
+fn panics_at(panics_at: Panics) {
+    const RANKS: usize = 2;
+    let (test, fake, meeting, panics) =
+        (test_head(), FakeNccl::loaded(), Barrier::new(RANKS), OnceLock::new());
+    let places = places(&test, RANKS);
+    let marks: Vec<Arc<CheckedMarks>> = places.iter().map(|place| CheckedMarks::new(&place.device)).collect();
+    // The collective that does not end, by its number in the step.
+    let (operation, which, fault) = match panics_at {
+        Panics::Before | Panics::First => (Operation::ExchangeResults, 1, "STALL"),
+        Panics::Blaming => (Operation::GatherRows, 0, "LOST"),
+    };
+    let host = |me, local| {
+        let (exchange, on) = WrongExchange::later(Arc::new(local), Wrong::PanicInPlace(operation));
+        if me == 0 {
+            panics.set(on).expect("one rank");
+        }
+        Arc::new(exchange) as Arc<dyn Exchange>
+    };
+    let endpoints = group_with(RANKS, host, |me| Arc::clone(&marks[me]) as Arc<dyn StreamMarks>);
+    let set_panics = |on| panics.get().expect("a switch").store(on, Ordering::SeqCst);
+    let launched = || fake.count("launches");
+    each(endpoints, |me, exchange| {
+        let ask = Ask::plain(Request::argmax());
+        let mut step = step(&test, &places[me], exchange, (ask, 10 * DEADLINE));
+        if panics_at != Panics::First {
+            (0..2).for_each(|_| step.run().expect("a step"));
+        }
+        step.poison().expect("copies");
+        meeting.wait();
+        let before = launched();
+        let from = before / RANKS as i64 + which;
+        if meeting.wait().is_leader() {
+            fake.set("FROM", Some(&from.to_string()));
+            fake.set(fault, Some("1"));
+            set_panics(panics_at == Panics::Before);
+        }
+        meeting.wait();
+        let began = Instant::now();
+        let await_launched = |more: i64| {
+            while launched() < before + more {
+                assert!(began.elapsed() < DEADLINE, "a collective that is not queued");
+                thread::sleep(Duration::from_millis(1));
+            }
+        };
+        if me == 1 && panics_at == Panics::Blaming {
+            // Rank 0 has queued its step, and waits.
+            await_launched(2);
+        }
+        let ended = thread::scope(|scope| {
+            if me == 1 && panics_at != Panics::Before {
+                // Both ranks have come to the collective.
+                scope.spawn(|| {
+                    await_launched(if panics_at == Panics::First { 4 } else { 3 });
+                    set_panics(true);
+                });
+            }
+            catch_unwind(AssertUnwindSafe(|| step.run()))
+        });
+        let took = began.elapsed();
+        if me == 0 {
+            assert!(ended.is_err(), "{panics_at:?}: it has panicked");
+            comes_to_its_end(&places[me]);
+        } else {
+            let error = ended.expect("no panic").expect_err("a step without rank 0").to_string();
+            knew("a panic behind a queued collective", me, took);
+            assert!(error.contains("its thread panicked in the step"), "{panics_at:?}: {error}");
+        }
+        assert!(took < DEADLINE, "{panics_at:?}, rank {me}: {took:?}");
+        assert_eq!(*marks[me].awaited(), BTreeSet::new(), "{panics_at:?}, rank {me}");
+        let refused = step.run().expect_err("a poisoned head");
+        assert!(matches!(refused, lmhead::Error::Poisoned { .. }), "rank {me}: {refused}");
+        if meeting.wait().is_leader() {
+            fake.set(fault, None);
+            set_panics(false);
+        }
+        meeting.wait();
+        step.head.rebuild().expect("a rebuilt head");
+        step.run().expect("a step");
+        let wanted = answer(&places[me], &step);
+        step.poison().expect("copies");
+        step.run().expect("a step");
+        assert_eq!(answer(&places[me], &step), wanted, "{panics_at:?}, rank {me}");
+        meeting.wait();
+    });
+    all_are_destroyed();
+}
+
+#[test]
+fn a_collective_that_cannot_be_waited_for_is_ended() {
+    on_nccl("deferred::in_child_unmarked", &[]);
+}
+
+/// Rank 1 does not come, and the device refuses rank 0's mark behind the gather.
+#[test]
+#[ignore = "needs the fake libraries: a_collective_that_cannot_be_waited_for_is_ended runs it"]
+fn in_child_unmarked() {
+    const RANKS: usize = 2;
+    let (test, meeting) = (test_head(), Barrier::new(RANKS));
+    let places = places(&test, RANKS);
+    let marks: Vec<Arc<CheckedMarks>> = places.iter().map(|place| CheckedMarks::new(&place.device)).collect();
+    for known in [false, true] {
+        let host = |_, local| Arc::new(local) as Arc<dyn Exchange>;
+        let endpoints = group_with(RANKS, host, |me| Arc::clone(&marks[me]) as Arc<dyn StreamMarks>);
+        each(endpoints, |me, exchange| {
+            let ask = Ask::plain(Request::argmax());
+            let mut step = step(&test, &places[me], exchange, (ask, 10 * DEADLINE));
+            if known {
+                (0..2).for_each(|_| step.run().expect("a step"));
+            }
+            step.poison().expect("copies");
+            meeting.wait();
+            if me == 0 {
+                marks[me].left.store(1, Ordering::SeqCst);
+                let began = Instant::now();
+                let error = step.run().expect_err("a step without rank 1").to_string();
+                assert!(error.contains("a refused mark"), "{error}");
+                assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
+                comes_to_its_end(&places[me]);
+                assert_eq!(*marks[me].awaited(), BTreeSet::new());
+            }
+            meeting.wait();
+            step.head.rebuild().expect("a rebuilt head");
+            (0..2).for_each(|_| step.run().expect("a step"));
+            meeting.wait();
+        });
+    }
     all_are_destroyed();
 }

@@ -1,5 +1,5 @@
-//! Faults of heads whose steps go over NCCL: every rank gets an error that says what happened, within the
-//! deadline and a second, and the rebuilt head answers as before.
+//! Faults of heads over NCCL: every rank gets an error that says what happened, within the deadline plus a
+//! second, and the rebuilt head answers as before.
 
 use super::{all_are_destroyed, backend, device, each, group, knew, on_nccl, resident};
 use lmhead::backend::cuda::CudaDevice;
@@ -23,13 +23,13 @@ fn test_head() -> TestHead {
     TestHead::random(300, 32, DType::Bf16, Quantization::None, 11)
 }
 
-/// Of steps with that deadline, which begin with a collective on the device.
+/// Configuration of steps with that deadline, which begin with a collective on the device.
 fn config(test: &TestHead, name: &str) -> HeadConfig {
     let (name, verify, timeout) = (name.into(), Verify::WarmUp, DEADLINE);
     HeadConfig { name, verify, timeout, ..test.config() }
 }
 
-/// The error of a rank's call that must not answer: it comes within the deadline and a second.
+/// The error of a rank's call that must fail within the deadline plus a second.
 fn ended<T: std::fmt::Debug>(fault: &str, rank: usize, call: impl FnOnce() -> lmhead::Result<T>) -> Error {
     let began = Instant::now();
     let error = call().expect_err(fault);
@@ -49,7 +49,7 @@ fn faults_of_nccl_end_on_every_rank_and_the_rebuilt_head_answers() {
 #[ignore = "needs the fake libraries: faults_of_nccl_end_on_every_rank_and_the_rebuilt_head_answers runs it"]
 fn in_child_faults() {
     const RANKS: usize = 3;
-    // What happens to rank 1, and the words that every rank's error has.
+    // What happens to rank 1, and words of every rank's error.
     let faults = [
         ("STALL", "1", "no end on the device within 1.5s; every member has come to it"),
         (
@@ -64,7 +64,7 @@ fn in_child_faults() {
             "2",
             "unhandled system error (run with NCCL_DEBUG=INFO for details) (code 2): an injected error",
         ),
-        // A code of a version that nobody knows yet.
+        // An unknown code of some later version.
         ("ASYNC", "77", "unknown result code (code 77)"),
     ];
     let (resident, test, fake) = (resident(RANKS), test_head(), FakeNccl::loaded());
@@ -108,7 +108,7 @@ fn in_child_absent() {
         let make = |name| ResidentRank::new(&resident, &test, &config(&test, name), Arc::clone(&exchange));
         let (mut a, mut b) = (make("a").expect("a head"), make("b").expect("a head"));
         assert!(a.step().is_ok() && b.step().is_ok());
-        // Nobody may leave: who has left is lost to the others.
+        // Ranks must stay: one that leaves is lost to the others.
         meeting.wait();
         if me != 2 {
             let error = ended("a skipped call", me, || a.step());
@@ -140,7 +140,7 @@ fn in_child_threads() {
     const STEPS: usize = 60;
     println!("seed {SEED}");
     let mut random = SEED;
-    // Which head is stepped next, alike on both ranks.
+    // Which head is stepped next, the same on both ranks.
     let order: Vec<usize> = (0..STEPS)
         .map(|_| {
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -148,12 +148,17 @@ fn in_child_threads() {
         })
         .collect();
     let (resident, test, fake) = (resident(2), test_head(), FakeNccl::loaded());
-    let (meeting, launches) = (Barrier::new(2), AtomicI64::new(0));
+    // Launches of collectives of both ranks: before the steps, and as many as two steps have.
+    let (meeting, launches, of_two) = (Barrier::new(2), AtomicI64::new(0), AtomicI64::new(0));
     each(resident.group(&[0, 1]), |me, exchange| {
         let make = |name| ResidentRank::new(&resident, &test, &config(&test, name), Arc::clone(&exchange));
         let mut heads = ["a", "b"].map(|name| make(name).expect("a head"));
+        if meeting.wait().is_leader() {
+            launches.store(fake.count("launches"), Ordering::SeqCst);
+        }
+        meeting.wait();
         let wanted = ResidentRank::wanted(&resident, &test, me);
-        // Each head has a thread, and the threads take their turns in that order.
+        // Each head has a thread, and the threads take turns in that order.
         let turn = AtomicUsize::new(0);
         let await_turn = |own: usize| {
             let until = Instant::now() + 40 * DEADLINE;
@@ -174,21 +179,23 @@ fn in_child_threads() {
                 });
             }
         });
-        // Rank 0 comes to `a` first and rank 1 to `b`; then each to the other one.
+        // Rank 0 queues a step of `a` and rank 1 one of `b`, then each a step of the other head.
         if meeting.wait().is_leader() {
-            launches.store(fake.count("launches"), Ordering::SeqCst);
+            let before = launches.swap(fake.count("launches"), Ordering::SeqCst);
+            of_two.store((launches.load(Ordering::SeqCst) - before) / STEPS as i64, Ordering::SeqCst);
         }
         meeting.wait();
         thread::scope(|scope| {
             for (i, head) in heads.iter_mut().enumerate() {
                 let (fake, launches) = (&fake, launches.load(Ordering::SeqCst));
+                let of_two = of_two.load(Ordering::SeqCst);
                 scope.spawn(move || {
                     let until = Instant::now() + 40 * DEADLINE;
-                    while i != me && fake.count("launches") < launches + 2 && Instant::now() < until {
+                    while i != me && fake.count("launches") < launches + of_two && Instant::now() < until {
                         thread::yield_now();
                     }
                     let error = ended("two heads on threads, swapped", me, || head.step()).to_string();
-                    // By the rank that finds it first: either one is in both heads.
+                    // Found by either rank first; both are in both heads.
                     let words = |member: usize| {
                         format!(
                             "no end on the device within 1.5s; every member has come to it, and members \
@@ -232,7 +239,7 @@ fn in_child_silent() {
     absent_inside(false);
 }
 
-/// One rank says that it has come to a gather, and then ends, or does something else.
+/// One rank reports that it has come to a gather, and then ends or does something else.
 fn absent_inside(ends: bool) {
     const RANKS: usize = 3;
     const ENDS: usize = 2;
@@ -246,7 +253,7 @@ fn absent_inside(ends: bool) {
         side.connect(&this(0, 20 * DEADLINE), &*channel).expect("a connection");
         meeting.wait();
         let (began, late) = (Instant::now(), this(1, DEADLINE));
-        // Its place says that it has come.
+        // Its noted place says that it has come.
         channel.note(&late);
         if me == ENDS {
             if !ends {
@@ -265,7 +272,7 @@ fn absent_inside(ends: bool) {
         let took = began.elapsed();
         println!("rank {me}, after {took:?}: {gathered:?}");
         let fault = match gathered.expect_err("a rank is absent") {
-            // By the peer that found it first.
+            // Named by the peer that found it first.
             Fault::Earlier { call, fault } if call.step == late.step => *fault,
             fault => fault,
         };
@@ -275,7 +282,7 @@ fn absent_inside(ends: bool) {
         };
         assert_eq!(fault, wanted, "rank {me}");
         assert!(took < DEADLINE + Duration::from_secs(1), "rank {me}: {took:?}");
-        // Whoever leaves is gone, too.
+        // A rank that leaves is lost, too: stay.
         survivors.wait();
         if !ends {
             end.wait();
@@ -289,8 +296,8 @@ fn a_rank_that_is_killed_before_inside_or_after_a_collective_is_named() {
     on_nccl("faults::in_child_killed", &[("FAKE_NCCL_RANK", "1")]);
 }
 
-/// Rank 1 ends as a killed process does, without a word: its endpoints are gone, and of what it has queued
-/// nothing arrives. Inside of a collective NCCL sees that; before one nobody does until the deadline.
+/// Rank 1 ends like a killed process: its endpoints are gone, and nothing that it queued arrives. NCCL
+/// notices inside a collective; before one, nothing is noticed until the deadline.
 #[test]
 #[ignore = "needs the fake libraries: a_rank_that_is_killed_before_inside_or_after_a_collective_is_named runs it"]
 fn in_child_killed() {
@@ -321,7 +328,7 @@ fn in_child_killed() {
             };
             let (sent, received) = (pieces(0), pieces(RANKS));
             let everyone: Vec<usize> = (0..RANKS).collect();
-            // A gather and an exchange in turn.
+            // Alternates between a gather and an exchange.
             let queue = |call: &Call| {
                 channel.note(call);
                 // SAFETY: the memory outlives the work: this waits for it, or it is aborted.
@@ -346,7 +353,7 @@ fn in_child_killed() {
                     fake.set("STALL", Some("1"));
                     queue(&last).expect("queued");
                 }
-                // Nobody is told of that.
+                // No notice is sent.
                 side.abort(&Fault::Lost { members: vec![KILLED] });
                 drop((channel, first));
                 if inside {
@@ -354,19 +361,19 @@ fn in_child_killed() {
                 }
                 return;
             }
-            // One waits already, the other one comes later.
+            // One rank already waits when the other comes.
             thread::sleep(Duration::from_millis(if me == 0 { 0 } else { 300 }));
             let gathered = run(&last);
             let took = began.elapsed();
             knew(&format!("killed {name}"), me, took);
             let fault = match gathered.expect_err("a rank is lost") {
-                // By the peer that found it first.
+                // Named by the peer that found it first.
                 Fault::Earlier { call, fault } if call.step == last.step => *fault,
                 fault => fault,
             };
             assert_eq!(fault, Fault::Lost { members: vec![KILLED] }, "{name}, rank {me}");
             assert!(took < DEADLINE + Duration::from_secs(1), "{name}, rank {me}: {took:?}");
-            // Whoever leaves is gone, too.
+            // A rank that leaves is lost, too: stay.
             survivors.wait();
         });
     }
@@ -485,7 +492,7 @@ fn a_thousand_rebuildings_leave_nothing_behind() {
     on_nccl("faults::in_child_rebuildings", &[]);
 }
 
-/// Entries of a folder of this process: its threads, its open files.
+/// Number of entries in a /proc folder of this process: threads, open files.
 fn entries(folder: &str) -> usize {
     std::fs::read_dir(Path::new("/proc/self").join(folder)).expect("a folder").count()
 }

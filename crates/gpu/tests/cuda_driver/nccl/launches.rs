@@ -1,4 +1,4 @@
-//! `docs/launches.md`: what the fake driver counts of one step of each request.
+//! `docs/launches.md`: the fake driver's counts for one step of each request.
 
 use super::{backend, device, each, group, on_nccl};
 use crate::count_on;
@@ -22,12 +22,12 @@ use std::sync::Arc;
 
 const VOCAB: usize = 1024;
 const HIDDEN: usize = 256;
-/// Of each rank.
+/// Rows of each rank.
 const ROWS: usize = 8;
 const RANKS: [usize; 2] = [1, 2];
-/// Bytes by which the device tells how far it is, to what watches replays: two words.
+/// Bytes of the progress counters that the watchdog of replays reads: two words.
 const COUNTERS: usize = 8;
-/// What is counted, with its heading.
+/// The fake driver's counters, with their headings.
 const COLUMNS: [(&str, &str); 10] = [
     ("kernels", "kernels"),
     ("programmatic", "of them programmatic"),
@@ -58,7 +58,7 @@ fn asks() -> Vec<Ask> {
     asks.push(Ask::sample(|params| params.top_k = 50));
     asks.push(Ask::sample(|params| params.top_p = 0.9));
     asks.push(Ask::sample(|params| params.min_p = 0.05));
-    // Their counts are those of any filters.
+    // With parameters in device memory the counts are those of any filters.
     asks.push(Ask::sample(|params| params.top_p = 0.9).by_device());
     asks.push(Ask::plain(Request::sample_with_logprobs(8)).by_device());
     asks
@@ -94,7 +94,8 @@ None of it is a time.
 
 One step after a warm-up, of a bf16 head of {VOCAB} x {HIDDEN}, {ROWS} rows of each rank; hidden rows,
 indices, targets, sampling parameters and answers in device memory. Several ranks exchange over NCCL in
-capacity mode. `graph`: a replay of a CUDA graph that has the whole step; `eager`: a step that is queued anew.
+a static (padded) shape. `graph`: a replay of a CUDA graph that has the whole step; `eager`: a step that is
+queued anew.
 Counted is what rank 0 puts on its device: kernels of this library, among them programmatic dependent launches
 and kernels that multiply by W, collectives (launches of NCCL's), memsets, copies of any kind, bytes of W that
 the products read by the sizes that they were launched with, bytes that copies bring to the host and to the
@@ -135,12 +136,12 @@ graph: it may begin while the one in front still runs, and a product then loads 
                     writeln!(page, "| {ask} | none |{}", " |".repeat(COLUMNS.len())).expect("a text grows")
                 }
                 Some(graph) => {
-                    // No host takes part, and nothing of an answer comes to it.
+                    // The host takes no part, and no answer is copied to it.
                     let host = ["waits", "bytes to the host", "bytes to the device"].map(column);
                     let told = if ranks == 1 { 0 } else { (size_of::<CapacityState>() + COUNTERS) as i64 };
                     assert_eq!(host.map(|i| graph[i]), [0, told, 0], "{ask} on {ranks} ranks: {graph:?}");
                     assert_eq!(graph[column("weight bytes")], shard * graph[products], "{ask}: {graph:?}");
-                    // What a graph may have is queued as a whole when it is eager, too.
+                    // Whatever a graph can contain is queued without waiting when eager, too.
                     assert_eq!(eager[column("waits")], (ranks - 1) as i64, "{ask} on {ranks} ranks");
                     line("graph", graph);
                 }
@@ -156,7 +157,7 @@ fn column(what: &str) -> usize {
     COLUMNS.iter().position(|(name, _)| *name == what).expect("a column")
 }
 
-/// What rank 0 does in a step, and in a replay of its graph where there is one.
+/// The counts of rank 0 for a step, and for a replay of its graph where there is one.
 fn counted(ranks: usize, ask: Ask) -> (Counts, Option<Counts>) {
     let devices: Vec<CudaDevice> = (0..ranks).map(device).collect();
     let test = TestHead::random(VOCAB, HIDDEN, DType::Bf16, Quantization::None, 3);
@@ -178,7 +179,7 @@ fn on_rank(
     let own = device.open_stream().expect("a stream");
     let stream = device.on(&own);
     let memory = Memory::Device(device.ordinal());
-    // SAFETY: it outlives the step, and nobody writes it.
+    // SAFETY: the memory outlives the step and is not written.
     let states = unsafe { Span::from_raw(memory, states.address(), states.len()) };
     let source = Source { states, dtype: DType::Bf16, rows: ROWS };
     let picks: Vec<i64> = (0..ROWS as i64).rev().collect();
@@ -193,7 +194,7 @@ fn on_rank(
         device.wait(stream).expect("the end of a step");
         std::array::from_fn(|i| after[i] - before[i])
     };
-    // The first in a workspace that is lent.
+    // The first step in a caller's workspace.
     step.run().expect("a step");
     device.wait(stream).expect("the end of a step");
     let eager = counted(&mut || step.run().expect("a step"));

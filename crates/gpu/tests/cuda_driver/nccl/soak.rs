@@ -1,5 +1,4 @@
-//! Random steps over NCCL with rows and answers in device memory, as `tests/soak.rs` makes them over host
-//! transports.
+//! Random steps over NCCL with rows and answers in device memory, as in `tests/soak.rs` over host transports.
 //!
 //! ```text
 //! LMHEAD_SOAK_STEPS=10000 cargo test --release -p lmhead-gpu --features nccl --test cuda_driver -- \
@@ -11,15 +10,15 @@ use lmhead_gpu::fake_nccl::FakeNccl;
 use lmhead_testkit::soak::{Plan, SIZES, Summary, rank, sum_up};
 use std::time::Instant;
 
-/// Steps of all groups where the environment says nothing: kernels are emulated, a step takes a while.
+/// Default number of steps of all groups: kernels are emulated, so a step is slow.
 const STEPS: u64 = 160;
 
-/// Groups of these sizes, whose ranks have a device each.
+/// Runs groups of these sizes whose ranks have a device each.
 fn groups(sizes: &[usize], plan: impl Fn(usize) -> Plan + Sync) -> Vec<Vec<Summary>> {
     let group = |&size: &usize| {
         let resident = resident(size);
         let ranks: Vec<usize> = (0..size).collect();
-        // One thread steps both heads: NCCL wants one order of a device's communicators.
+        // One thread steps both heads, because NCCL needs one order of a device's communicators.
         let plan = Plan { on_threads: false, ..plan(size) };
         each(resident.group(&ranks), |me, exchange| {
             let stepper = resident.stepper(me);
@@ -51,8 +50,8 @@ fn in_child_soak() {
     all_are_destroyed();
 }
 
-/// sglang#29946, aiter#3928: corruption on replay where data and counts change and one rank is delayed. Here
-/// of steps that are queued anew each time; `captured` has those that a graph replays.
+/// sglang#29946, aiter#3928: corruption on replay when data and counts change and one rank is delayed. Here
+/// with steps that are queued anew each time; `captured` tests replays of a graph.
 #[test]
 fn sglang_29946_steps_with_changing_rows_and_a_delayed_rank() {
     let late = [("FAKE_NCCL_LATE", "1"), ("FAKE_NCCL_RANK", "1")];

@@ -1,4 +1,4 @@
-// Every wrapper of ptx.cuh that sm_80 has, once: compiled by the test, never launched.
+// Every sm_80 wrapper of ptx.cuh, once: compiled by the test, never launched.
 #include "ptx.cuh"
 
 struct WrapperParams {

@@ -15,7 +15,7 @@ KERNEL(clusters, HopperWrapperParams, 128, 1) {
   ptx::barrier_cluster_arrive(), ptx::barrier_cluster_wait();
   const uint32_t there = ptx::mapa(at, ptx::cluster_block_rank() ^ 1);
   ptx::st_shared_cluster_u32(there, ptx::ld_shared_cluster_u32(there) + ptx::cluster_block_count());
-  ptx::mbarrier_arrive_cluster(there);
+  ptx::mbarrier_arrive_cluster(there), ptx::mbarrier_arrive_relaxed_cluster(there);
   while (!ptx::mbarrier_try_wait_parity_cluster(at, 0)) {
   }
   ptx::stmatrix_x1(at, at), ptx::stmatrix_x2(at, {at, at}), ptx::stmatrix_x4(at, {at, at, at, at});
@@ -23,7 +23,7 @@ KERNEL(clusters, HopperWrapperParams, 128, 1) {
       ptx::stmatrix_x4_trans(at, {at, at, at, at});
 }
 
-// Every ordinary load twice: the kernel before may write what they read until griddepcontrol.wait ends.
+// Every ordinary load twice: the previous kernel may write their data until griddepcontrol.wait returns.
 KERNEL(dependent_reads, HopperWrapperParams, 128, 1) {
   const uint32_t *in = params.out + 128 * threadIdx.x;
   const auto sum = [in] {
@@ -102,7 +102,7 @@ DEVICE void wgmma_8(const HopperWrapperParams &params) {
   for (int i = 0; i < kN / 2; ++i) params.out[i * 128 + threadIdx.x] = d[i];
 }
 
-// A kernel per N: in one, every product's accumulators would be live together.
+// A kernel for each N: in a single one all accumulators would be live at once.
 #define WGMMA_16(n)                                            \
   KERNEL(wgmma_bf16_n##n, HopperWrapperParams, 128, 1) { wgmma_16<n>(ptx::Bf16(), params); } \
   KERNEL(wgmma_f16_n##n, HopperWrapperParams, 128, 1) { wgmma_16<n>(ptx::F16(), params); }

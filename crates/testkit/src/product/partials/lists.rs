@@ -62,7 +62,7 @@ fn sent(vocab: usize, shards: usize, owner: usize, spec: &PartialSpec, random: &
             }
             partial.set_candidates(&all);
             let most = if shard.is_empty() { 1 } else { 9 };
-            partial.better().iter_mut().for_each(|count| *count = random.below(most) as u32);
+            partial.num_greater().iter_mut().for_each(|count| *count = random.below(most) as u32);
             bytes.extend_from_slice(bytemuck::cast_slice(&words));
         }
     }

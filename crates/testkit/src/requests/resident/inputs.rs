@@ -13,7 +13,7 @@ use lmhead::head::{LmHead, StepOptions};
 use lmhead::layout::HeadGroup;
 use lmhead::memory::Span;
 use lmhead::result::{
-    AdditionSpans, AnswerBuffers, DeviceInputs, Output, Request, RowInputs, RowStatus, SamplingSpans,
+    AnswerBuffers, DeviceInputs, LogitBiasSpans, Output, Request, RowInputs, RowStatus, SamplingSpans,
 };
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::{Filters, SamplingParams};
@@ -166,8 +166,8 @@ pub fn bad_inputs<D: KernelDevice>(device: &Resident<D>, ranks: usize) {
     let bad = sampled.iter().map(|row| row.3).collect();
     BadInputs { request: Request::sample(), of: none, placed, host, bad }.check(device, ranks);
 
-    // Additions of each row, and whether they are bad. At most 2 per row are announced.
-    let of = DeviceAdjustments { additions: 2, ..none };
+    // Logit biases of each row, and whether they are bad. At most 2 per row are announced.
+    let of = DeviceAdjustments { logit_bias: 2, ..none };
     let rows: &[(&[(i64, f32)], bool)] = &[
         (&[(7, 2.0), (3, f32::NEG_INFINITY)], false),
         (&[(7, 2.0), (vocab, 1.0)], true),
@@ -184,13 +184,13 @@ pub fn bad_inputs<D: KernelDevice>(device: &Resident<D>, ranks: usize) {
     rows.iter().for_each(|row| offsets.push(offsets[offsets.len() - 1] + row.0.len() as i64));
     let entries: Vec<(i64, f32)> = rows.iter().flat_map(|row| row.0).copied().collect();
     let bad: Vec<bool> = rows.iter().map(|row| row.1).collect();
-    with_additions(device, ranks, (of, offsets, &entries), bad.clone());
+    with_logit_bias(device, ranks, (of, offsets, &entries), bad.clone());
     // Offsets that descend, are negative, or are beyond the entries.
     let wrong = [0, 2, 1, 3, -1, 3, i64::MAX, i64::MIN, 4, 4 + entries.len() as i64, 4];
     let in_order = |two: &[i64]| 0 <= two[0] && two[0] <= two[1] && two[1] - two[0] <= 2 && two[1] <= 4;
     let bad: Vec<bool> = wrong.windows(2).map(|two| !in_order(two)).collect();
     let few: Vec<(i64, f32)> = [(7, 2.0), (3, 1.5), (150, 60.0), (9, 1.0)].to_vec();
-    with_additions(device, ranks, (of, wrong.to_vec(), &few), bad);
+    with_logit_bias(device, ranks, (of, wrong.to_vec(), &few), bad);
 
     let of = DeviceAdjustments { counts: 3, ..none };
     type Counted = (i64, u32, u8);
@@ -232,7 +232,7 @@ pub fn bad_inputs<D: KernelDevice>(device: &Resident<D>, ranks: usize) {
         vocab: VOCAB,
         rows: rows.len(),
         mask: None,
-        additions: None,
+        logit_bias: None,
         penalties: Some(
             kept.iter()
                 .enumerate()
@@ -273,10 +273,10 @@ pub fn refused_inputs<D: KernelDevice>(device: &Resident<D>) {
     let on_host = Span::host(&host[..ROWS]);
     let (nothing, mask) = (DeviceInputs::default(), 4 * ROWS * VOCAB.div_ceil(32));
     let none = DeviceAdjustments::default();
-    let all = DeviceAdjustments { allowed: true, additions: 2, counts: 2 };
+    let all = DeviceAdjustments { allowed: true, logit_bias: 2, counts: 2 };
     let logprobs = Request::logprobs(1);
-    let additions = |offsets, ids, values| DeviceInputs {
-        additions: Some(AdditionSpans { offsets, ids, values }),
+    let logit_bias = |offsets, ids, values| DeviceInputs {
+        logit_bias: Some(LogitBiasSpans { offsets, ids, values }),
         ..nothing
     };
     let sampling =
@@ -310,17 +310,22 @@ pub fn refused_inputs<D: KernelDevice>(device: &Resident<D>) {
         (
             Request::argmax(),
             none,
-            additions(of(8 * ROWS + 8), of(8), of(4)),
-            "additions: wanted none in device memory",
+            logit_bias(of(8 * ROWS + 8), of(8), of(4)),
+            "logit_bias: wanted none in device memory",
         ),
         (
             Request::argmax(),
             all,
-            additions(of(8 * ROWS), of(8), of(4)),
-            "additions in device memory: offsets",
+            logit_bias(of(8 * ROWS), of(8), of(4)),
+            "logit_bias in device memory: offsets",
         ),
-        (Request::argmax(), all, additions(of(8 * ROWS + 8), of(16), of(4)), "in device memory: values"),
-        (Request::argmax(), all, additions(of(8 * ROWS + 8), shifted(16, 4), of(8)), "in device memory: ids"),
+        (Request::argmax(), all, logit_bias(of(8 * ROWS + 8), of(16), of(4)), "in device memory: values"),
+        (
+            Request::argmax(),
+            all,
+            logit_bias(of(8 * ROWS + 8), shifted(16, 4), of(8)),
+            "in device memory: ids",
+        ),
     ];
     let counts = || RowCounts::exact(&[ROWS]);
     let mut refused = |request, of: DeviceAdjustments, inputs: RowInputs<'_>, adjusted, wanted: &str| {
@@ -365,7 +370,7 @@ pub fn refused_inputs<D: KernelDevice>(device: &Resident<D>) {
     assert_eq!(room.read::<u8>(&*status), [0; ROWS]);
 }
 
-fn with_additions<D: KernelDevice>(
+fn with_logit_bias<D: KernelDevice>(
     device: &Resident<D>,
     ranks: usize,
     (of, offsets, entries): (DeviceAdjustments, Vec<i64>, &[(i64, f32)]),
@@ -375,13 +380,13 @@ fn with_additions<D: KernelDevice>(
         true => Vec::new(),
         false => entries[offsets[row] as usize..offsets[row + 1] as usize].to_vec(),
     };
-    let additions = Some((0..bad.len()).map(of_row).collect());
-    let own = OwnAdjustments { vocab: VOCAB, rows: bad.len(), mask: None, additions, penalties: None };
+    let logit_bias = Some((0..bad.len()).map(of_row).collect());
+    let own = OwnAdjustments { vocab: VOCAB, rows: bad.len(), mask: None, logit_bias, penalties: None };
     for request in [Request::argmax(), Request::logits(DType::F32)] {
         own.with(|adjustments| {
             let host = RowInputs { adjustments: Some(adjustments), ..RowInputs::default() };
             let (ids, values) = entries.iter().copied().unzip();
-            let placed = Arrays { additions: Some((offsets.clone(), ids, values)), ..Arrays::default() };
+            let placed = Arrays { logit_bias: Some((offsets.clone(), ids, values)), ..Arrays::default() };
             BadInputs { request, of, placed, host, bad: bad.clone() }.check(device, ranks);
         });
     }

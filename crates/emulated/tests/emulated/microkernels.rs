@@ -1,18 +1,18 @@
-//! The carrier kernels: int8 is exact, 16-bit has the bits of the hardware's chain of instructions, k
+//! The microkernels: int8 is exact; 16-bit types have the bits of the hardware's chain of instructions, k
 //! ascending.
 
 use half::bf16;
-use lmhead::backend::params::{GatherCarrierParams, MmaCarrierParams, WgmmaCarrierParams};
+use lmhead::backend::params::{GatherMicrokernelParams, MmaMicrokernelParams, WgmmaMicrokernelParams};
 use lmhead_emulated::arithmetic::bf16_step;
-use lmhead_emulated::{Device, Fault, Kernel, LaunchConfig, carriers};
-use lmhead_testkit::carriers::{self as cases, REAL, SMALL, Shape, Values, bits};
+use lmhead_emulated::{Device, Fault, Kernel, LaunchConfig, microkernels};
+use lmhead_testkit::microkernels::{self as cases, REAL, SMALL, Shape, Values, bits};
 
 fn mma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Result<(), Fault> {
     let Shape { vocab, rows: row_count, hidden } = *shape;
     let cases::Int8 { weights, rows, truth } = cases::int8(shape);
     let mut device = Device::new();
     let out = device.alloc((row_count * vocab * 4) as usize)?;
-    let params = MmaCarrierParams {
+    let params = MmaMicrokernelParams {
         weights: device.upload_read_only(&weights).pointer(),
         rows: device.upload_read_only(&rows).pointer(),
         out: out.pointer(),
@@ -20,8 +20,9 @@ fn mma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Resul
         row_count,
         hidden,
     };
-    let launch = carriers::config(vocab, row_count, 32, carriers::MMA_THREADS, carriers::MMA_SHARED);
-    device.launch(&carriers::mma_s8(), &params, &config(launch))?;
+    let launch =
+        microkernels::config(vocab, row_count, 32, microkernels::MMA_THREADS, microkernels::MMA_SHARED);
+    device.launch(&microkernels::mma_s8(), &params, &config(launch))?;
     assert_eq!(device.download::<i32>(out)?, truth);
     Ok(())
 }
@@ -32,28 +33,28 @@ fn wgmma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Res
     let mut device = Device::new();
     let out = device.alloc((row_count * vocab * 4) as usize)?;
     let (w, x) = (device.upload_read_only(&weights), device.upload_read_only(&rows));
-    let params = WgmmaCarrierParams {
-        weights: carriers::tiles(w.address(), 1, vocab, hidden, 64)?,
-        rows: carriers::tiles(x.address(), 1, row_count, hidden, carriers::WGMMA_ROWS)?,
+    let params = WgmmaMicrokernelParams {
+        weights: microkernels::tiles(w.address(), 1, vocab, hidden, 64)?,
+        rows: microkernels::tiles(x.address(), 1, row_count, hidden, microkernels::WGMMA_ROWS)?,
         out: out.pointer(),
         vocab,
         row_count,
         hidden,
     };
-    let launch = carriers::config(
+    let launch = microkernels::config(
         vocab,
         row_count,
-        carriers::WGMMA_ROWS,
-        carriers::WGMMA_THREADS,
-        carriers::WGMMA_SHARED,
+        microkernels::WGMMA_ROWS,
+        microkernels::WGMMA_THREADS,
+        microkernels::WGMMA_SHARED,
     );
-    device.launch(&carriers::wgmma_s8(), &params, &config(launch))?;
+    device.launch(&microkernels::wgmma_s8(), &params, &config(launch))?;
     assert_eq!(device.download::<i32>(out)?, truth);
     Ok(())
 }
 
 fn wgmma_bf16(
-    kernel: Kernel<WgmmaCarrierParams>,
+    kernel: Kernel<WgmmaMicrokernelParams>,
     shape: &Shape,
     config: impl Fn(LaunchConfig) -> LaunchConfig,
     values: Values,
@@ -63,20 +64,20 @@ fn wgmma_bf16(
     let mut device = Device::new();
     let out = device.alloc((row_count * vocab * 4) as usize)?;
     let (w, x) = (device.upload_read_only(&weights), device.upload_read_only(&rows));
-    let params = WgmmaCarrierParams {
-        weights: carriers::tiles(w.address(), 2, vocab, hidden, 64)?,
-        rows: carriers::tiles(x.address(), 2, row_count, hidden, carriers::WGMMA_ROWS)?,
+    let params = WgmmaMicrokernelParams {
+        weights: microkernels::tiles(w.address(), 2, vocab, hidden, 64)?,
+        rows: microkernels::tiles(x.address(), 2, row_count, hidden, microkernels::WGMMA_ROWS)?,
         out: out.pointer(),
         vocab,
         row_count,
         hidden,
     };
-    let launch = carriers::config(
+    let launch = microkernels::config(
         vocab,
         row_count,
-        carriers::WGMMA_ROWS,
-        carriers::WGMMA_THREADS,
-        carriers::WGMMA_SHARED,
+        microkernels::WGMMA_ROWS,
+        microkernels::WGMMA_THREADS,
+        microkernels::WGMMA_SHARED,
     );
     device.launch(&kernel, &params, &config(launch))?;
     assert_eq!(bits(&device.download::<f32>(out)?), bits(&truth));
@@ -94,8 +95,8 @@ fn gather_bf16(
     let mut device = Device::new();
     let out = device.alloc((row_count * vocab * 4) as usize)?;
     let w = device.upload_read_only(&weights);
-    let params = GatherCarrierParams {
-        weights: carriers::tiles(w.address(), 2, vocab, hidden, 64)?,
+    let params = GatherMicrokernelParams {
+        weights: microkernels::tiles(w.address(), 2, vocab, hidden, 64)?,
         rows: device.upload_read_only(&source).pointer(),
         indices: device.upload_read_only(&indices).pointer(),
         out: out.pointer(),
@@ -104,27 +105,27 @@ fn gather_bf16(
         source_rows,
         hidden,
     };
-    let launch = carriers::config(
+    let launch = microkernels::config(
         vocab,
         row_count,
-        carriers::GATHER_ROWS,
-        carriers::WGMMA_THREADS,
-        carriers::GATHER_SHARED,
+        microkernels::GATHER_ROWS,
+        microkernels::WGMMA_THREADS,
+        microkernels::GATHER_SHARED,
     );
-    device.launch(&carriers::gather_bf16(), &params, &config(launch))?;
+    device.launch(&microkernels::gather_bf16(), &params, &config(launch))?;
     assert_eq!(bits(&device.download::<f32>(out)?), bits(&truth));
     Ok(())
 }
 
-type Carrier = fn(&Shape, fn(LaunchConfig) -> LaunchConfig) -> Result<(), Fault>;
-const CARRIERS: [(&str, Carrier); 8] = [
+type Microkernel = fn(&Shape, fn(LaunchConfig) -> LaunchConfig) -> Result<(), Fault>;
+const MICROKERNELS: [(&str, Microkernel); 8] = [
     ("mma_s8", |s, c| mma_s8(s, c)),
     ("wgmma_s8", |s, c| wgmma_s8(s, c)),
-    ("wgmma_bf16", |s, c| wgmma_bf16(carriers::wgmma_bf16(), s, c, Values::Random)),
-    ("wgmma_bf16 of integers", |s, c| wgmma_bf16(carriers::wgmma_bf16(), s, c, Values::Integers)),
-    ("wgmma_registers_bf16", |s, c| wgmma_bf16(carriers::wgmma_registers_bf16(), s, c, Values::Random)),
+    ("wgmma_bf16", |s, c| wgmma_bf16(microkernels::wgmma_bf16(), s, c, Values::Random)),
+    ("wgmma_bf16 of integers", |s, c| wgmma_bf16(microkernels::wgmma_bf16(), s, c, Values::Integers)),
+    ("wgmma_registers_bf16", |s, c| wgmma_bf16(microkernels::wgmma_registers_bf16(), s, c, Values::Random)),
     ("wgmma_registers_bf16 of integers", |s, c| {
-        wgmma_bf16(carriers::wgmma_registers_bf16(), s, c, Values::Integers)
+        wgmma_bf16(microkernels::wgmma_registers_bf16(), s, c, Values::Integers)
     }),
     ("gather_bf16", |s, c| gather_bf16(s, c, Values::Random)),
     ("gather_bf16 of integers", |s, c| gather_bf16(s, c, Values::Integers)),
@@ -132,12 +133,12 @@ const CARRIERS: [(&str, Carrier); 8] = [
 
 #[test]
 fn whole_tiles_and_tails() {
-    for (name, carrier) in CARRIERS {
+    for (name, microkernel) in MICROKERNELS {
         for shape in &SMALL {
             for config in
                 [|c: LaunchConfig| c.threads(1), |c: LaunchConfig| c.threads(2).checks(false).seed(9)]
             {
-                if let Err(fault) = carrier(shape, config) {
+                if let Err(fault) = microkernel(shape, config) {
                     panic!("{name} {} x {} x {}: {fault}", shape.vocab, shape.rows, shape.hidden);
                 }
             }
@@ -147,9 +148,9 @@ fn whole_tiles_and_tails() {
 
 #[test]
 fn real_hidden_sizes() {
-    for (name, carrier) in CARRIERS {
+    for (name, microkernel) in MICROKERNELS {
         for shape in &REAL {
-            if let Err(fault) = carrier(shape, |c| c.threads(2)) {
+            if let Err(fault) = microkernel(shape, |c| c.threads(2)) {
                 panic!("{name} with hidden {}: {fault}", shape.hidden);
             }
         }
@@ -159,17 +160,17 @@ fn real_hidden_sizes() {
 #[test]
 fn no_false_alarm_over_100_seeds() {
     for seed in 0..100 {
-        // Each tenth time as long as a model's.
+        // Every tenth hidden size is as large as a model's.
         let hidden = [4096, 768, 768, 768, 768, 7168, 768, 768, 768, 768][seed as usize % 10];
         let shape = Shape { vocab: 130, rows: 8, hidden };
         let with = |c: LaunchConfig| c.threads(2).seed(seed);
         for (name, outcome) in [
             ("mma_s8", mma_s8(&shape, with)),
             ("wgmma_s8", wgmma_s8(&shape, with)),
-            ("wgmma_bf16", wgmma_bf16(carriers::wgmma_bf16(), &shape, with, Values::Random)),
+            ("wgmma_bf16", wgmma_bf16(microkernels::wgmma_bf16(), &shape, with, Values::Random)),
             (
                 "wgmma_registers_bf16",
-                wgmma_bf16(carriers::wgmma_registers_bf16(), &shape, with, Values::Random),
+                wgmma_bf16(microkernels::wgmma_registers_bf16(), &shape, with, Values::Random),
             ),
             ("gather_bf16", gather_bf16(&shape, with, Values::Random)),
         ] {

@@ -1,9 +1,9 @@
-// What the carriers share: the layout of a tile in shared memory, and the ring of stages between producer and
-// consumers.
+// What the microkernels share: the layout of a tile in shared memory, and the ring of stages between producer
+// and consumers.
 #pragma once
 #include "swizzle.cuh"
 
-namespace carriers {
+namespace microkernels {
 
 using namespace ptx;
 
@@ -44,14 +44,14 @@ struct Ring {
   }
 };
 
-// Stores a warpgroup's 64 x kRows accumulators to out [row_count, vocab]; the vocabulary is along the 64.
-template <int kRows, class T>
-DEVICE void store_accumulators(T *out, const T (&d)[kRows / 2], uint32_t first_id, uint32_t first_row,
+// Stores a warpgroup's 64 x kBlockM accumulators to out [row_count, vocab]; the vocabulary is along the 64.
+template <int kBlockM, class T>
+DEVICE void store_accumulators(T *out, const T (&d)[kBlockM / 2], uint32_t first_id, uint32_t first_row,
                                uint32_t vocab, uint32_t row_count) {
   const uint32_t lane = threadIdx.x % 128;
   const uint32_t id = first_id + lane / 32 * 16 + lane % 32 / 4, row = first_row + lane % 4 * 2;
 #pragma unroll
-  for (int i = 0; i < kRows / 2; ++i) {
+  for (int i = 0; i < kBlockM / 2; ++i) {
     const uint32_t v = id + (i & 2 ? 8 : 0), r = row + i / 4 * 8 + (i & 1);
     if (v >= vocab || r >= row_count) continue;
     T *to = out + uint64_t(r) * vocab + v;
@@ -62,4 +62,4 @@ DEVICE void store_accumulators(T *out, const T (&d)[kRows / 2], uint32_t first_i
   }
 }
 
-}  // namespace carriers
+}  // namespace microkernels

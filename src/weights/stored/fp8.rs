@@ -9,11 +9,11 @@
 //! (<https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/README_WEIGHTS.md>, `Finegrained FP8` of
 //! transformers' documentation).
 
-use super::folder::Tensors;
-use super::safetensors_file::Tensor;
-use super::stored::{Format, Found, Named};
-use super::widened::{Widened, is_scale, matrix, missing, read, scales};
+use super::{Format, Found, Named};
 use crate::error::Result;
+use crate::weights::folder::Tensors;
+use crate::weights::safetensors_file::Tensor;
+use crate::weights::widened::{Widened, is_scale, matrix, missing, read, scales};
 use lmhead_cpu::e4m3;
 use safetensors::Dtype;
 use std::ops::Range;

@@ -8,12 +8,12 @@
 //! `QuantLinear` of AutoGPTQ (`auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py`) and
 //! `gptqmodel/utils/model.py` (`convert_gptq_v1_to_v2_format`).
 
-use super::folder::Tensors;
 use super::packed::{code, groups_of, in_order};
-use super::safetensors_file::{Tensor, float_dtype};
-use super::stored::{Format, Found, Named};
-use super::widened::{Widened, matrix, missing, read, scales};
+use super::{Format, Found, Named};
 use crate::error::Result;
+use crate::weights::folder::Tensors;
+use crate::weights::safetensors_file::{Tensor, float_dtype};
+use crate::weights::widened::{Widened, matrix, missing, read, scales};
 use safetensors::Dtype;
 use std::ops::Range;
 

@@ -1,26 +1,28 @@
-//! The carriers on the GPU, compared with the emulated device and with the plain product: int8 and integers
-//! in every bit, random 16-bit data with the chain of instructions that the emulated device models. The cases
-//! are those of `crates/emulated/tests/emulated`.
+//! The microkernels on the GPU, compared with the emulated device and with the plain product: int8 and
+//! integers in every bit, random 16-bit data with the chain of instructions that the emulated device models.
+//! The cases are those of `crates/emulated/tests/emulated`.
 
 use crate::results::{self, Aspect, Comparison, Way};
 use half::bf16;
 use libtest_mimic::Failed;
 use lmhead::backend::cuda::{Buffer, CudaDevice, Launch, encode};
-use lmhead::backend::params::{GatherCarrierParams, MmaCarrierParams, TensorMap, WgmmaCarrierParams};
+use lmhead::backend::params::{
+    GatherMicrokernelParams, MmaMicrokernelParams, TensorMap, WgmmaMicrokernelParams,
+};
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 use lmhead_emulated::arithmetic::bf16_step;
-use lmhead_emulated::{self as emulated, LaunchConfig, carriers};
+use lmhead_emulated::{self as emulated, LaunchConfig, microkernels};
 use lmhead_gpu::needs::{GpuTest, Needs};
-use lmhead_testkit::carriers::{self as cases, REAL, SMALL, Shape, Values, bits};
+use lmhead_testkit::microkernels::{self as cases, REAL, SMALL, Shape, Values, bits};
 
-const MMA_S8: &str = "carrier_mma_s8_sm80";
-const WGMMA_S8: &str = "carrier_wgmma_s8_sm90a";
-const WGMMA_BF16: &str = "carrier_wgmma_bf16_sm90a";
-const WGMMA_REGISTERS_BF16: &str = "carrier_wgmma_registers_bf16_sm90a";
-const GATHER_BF16: &str = "carrier_gather_bf16_sm90a";
+const MMA_S8: &str = "microkernel_mma_s8_sm80";
+const WGMMA_S8: &str = "microkernel_wgmma_s8_sm90a";
+const WGMMA_BF16: &str = "microkernel_wgmma_bf16_sm90a";
+const WGMMA_REGISTERS_BF16: &str = "microkernel_wgmma_registers_bf16_sm90a";
+const GATHER_BF16: &str = "microkernel_gather_bf16_sm90a";
 
 const SHARED: &str = "shared memory, by descriptor";
-/// What the bits of a kernel's results could depend on.
+/// Ways to compute that the bits of a kernel's results could depend on.
 pub const WAYS: [Way; 5] = [
     Way {
         kernel: MMA_S8,
@@ -65,29 +67,37 @@ pub const WAYS: [Way; 5] = [
 ];
 
 pub const TESTS: &[GpuTest] = &[
-    GpuTest { name: "kernels::carriers::mma_s8", needs: Needs::Kernel(MMA_S8), run: mma_s8 },
-    GpuTest { name: "kernels::carriers::wgmma_s8", needs: Needs::Kernel(WGMMA_S8), run: wgmma_s8 },
-    GpuTest { name: "kernels::carriers::wgmma_bf16", needs: Needs::Kernel(WGMMA_BF16), run: wgmma_bf16 },
+    GpuTest { name: "kernels::microkernels::mma_s8", needs: Needs::Kernel(MMA_S8), run: mma_s8 },
+    GpuTest { name: "kernels::microkernels::wgmma_s8", needs: Needs::Kernel(WGMMA_S8), run: wgmma_s8 },
+    GpuTest { name: "kernels::microkernels::wgmma_bf16", needs: Needs::Kernel(WGMMA_BF16), run: wgmma_bf16 },
     GpuTest {
-        name: "kernels::carriers::wgmma_registers_bf16",
+        name: "kernels::microkernels::wgmma_registers_bf16",
         needs: Needs::Kernel(WGMMA_REGISTERS_BF16),
         run: wgmma_registers_bf16,
     },
-    GpuTest { name: "kernels::carriers::gather_bf16", needs: Needs::Kernel(GATHER_BF16), run: gather_bf16 },
-    GpuTest { name: "kernels::carriers::bits_of_bf16", needs: Needs::Kernel(WGMMA_BF16), run: bits_of_bf16 },
     GpuTest {
-        name: "kernels::carriers::a_parameter_of_another_size",
+        name: "kernels::microkernels::gather_bf16",
+        needs: Needs::Kernel(GATHER_BF16),
+        run: gather_bf16,
+    },
+    GpuTest {
+        name: "kernels::microkernels::bits_of_bf16",
+        needs: Needs::Kernel(WGMMA_BF16),
+        run: bits_of_bf16,
+    },
+    GpuTest {
+        name: "kernels::microkernels::a_parameter_of_another_size",
         needs: Needs::Kernel(MMA_S8),
         run: another_size,
     },
     GpuTest {
-        name: "kernels::carriers::a_launch_that_cannot_be",
+        name: "kernels::microkernels::a_launch_that_cannot_be",
         needs: Needs::Kernel(MMA_S8),
         run: impossible_launch,
     },
 ];
 
-/// All shapes, or under compute-sanitizer, which is slow, the small ones.
+/// All shapes; under compute-sanitizer, which is slow, only the small ones.
 fn shapes() -> Vec<Shape> {
     let real = if std::env::var_os("LMHEAD_GPU_SMALL").is_some() { &[][..] } else { &REAL[..] };
     SMALL.iter().chain(real).copied().collect()
@@ -97,10 +107,11 @@ fn mma_s8(device: &CudaDevice) -> Result<(), Failed> {
     for shape in shapes() {
         let Shape { vocab, rows: row_count, hidden } = shape;
         let cases::Int8 { weights, rows, truth } = cases::int8(&shape);
-        let config = carriers::config(vocab, row_count, 32, carriers::MMA_THREADS, carriers::MMA_SHARED);
+        let config =
+            microkernels::config(vocab, row_count, 32, microkernels::MMA_THREADS, microkernels::MMA_SHARED);
 
         let (w, x, out) = (device.upload(&weights)?, device.upload(&rows)?, Output::new(device, &shape)?);
-        let params = MmaCarrierParams {
+        let params = MmaMicrokernelParams {
             weights: w.pointer(),
             rows: x.pointer(),
             out: out.buffer.pointer(),
@@ -113,13 +124,13 @@ fn mma_s8(device: &CudaDevice) -> Result<(), Failed> {
         let mut emulated = emulated::Device::new();
         let (w, x) = (emulated.upload(&weights), emulated.upload(&rows));
         let emulated_out = emulated.alloc(truth.len() * 4)?;
-        let params = MmaCarrierParams {
+        let params = MmaMicrokernelParams {
             weights: w.pointer(),
             rows: x.pointer(),
             out: emulated_out.pointer(),
             ..params
         };
-        emulated.launch(&carriers::mma_s8(), &params, &config)?;
+        emulated.launch(&microkernels::mma_s8(), &params, &config)?;
         let truth: Vec<u32> = truth.into_iter().map(|sum| sum as u32).collect();
         out.compare(MMA_S8, &shape, "int8", &truth, &emulated.download(emulated_out)?)?;
     }
@@ -130,7 +141,7 @@ fn wgmma_s8(device: &CudaDevice) -> Result<(), Failed> {
     for shape in shapes() {
         let cases::Int8 { weights, rows, truth } = cases::int8(&shape);
         let out = wgmma(device, WGMMA_S8, &shape, &weights, &rows)?;
-        let emulated = emulated_wgmma(&carriers::wgmma_s8(), &shape, &weights, &rows)?;
+        let emulated = emulated_wgmma(&microkernels::wgmma_s8(), &shape, &weights, &rows)?;
         let truth: Vec<u32> = truth.into_iter().map(|sum| sum as u32).collect();
         out.compare(WGMMA_S8, &shape, "int8", &truth, &emulated)?;
     }
@@ -138,17 +149,17 @@ fn wgmma_s8(device: &CudaDevice) -> Result<(), Failed> {
 }
 
 fn wgmma_bf16(device: &CudaDevice) -> Result<(), Failed> {
-    bf16_by(device, WGMMA_BF16, &carriers::wgmma_bf16())
+    bf16_by(device, WGMMA_BF16, &microkernels::wgmma_bf16())
 }
 
 fn wgmma_registers_bf16(device: &CudaDevice) -> Result<(), Failed> {
-    bf16_by(device, WGMMA_REGISTERS_BF16, &carriers::wgmma_registers_bf16())
+    bf16_by(device, WGMMA_REGISTERS_BF16, &microkernels::wgmma_registers_bf16())
 }
 
 fn bf16_by(
     device: &CudaDevice,
     name: &'static str,
-    kernel: &emulated::Kernel<WgmmaCarrierParams>,
+    kernel: &emulated::Kernel<WgmmaMicrokernelParams>,
 ) -> Result<(), Failed> {
     for (shape, values) in both_values() {
         let cases::Halves { weights, rows, truth } = cases::halves(&shape, values, bf16_step);
@@ -171,8 +182,8 @@ fn gather_bf16(device: &CudaDevice) -> Result<(), Failed> {
         let (w, x) = (emulated.upload(&weights), emulated.upload(&source));
         let picked = emulated.upload(&indices);
         let emulated_out = emulated.alloc(truth.len() * 4)?;
-        let params = GatherCarrierParams {
-            weights: carriers::tiles(w.address(), 2, vocab, hidden, 64)?,
+        let params = GatherMicrokernelParams {
+            weights: microkernels::tiles(w.address(), 2, vocab, hidden, 64)?,
             rows: x.pointer(),
             indices: picked.pointer(),
             out: emulated_out.pointer(),
@@ -181,16 +192,16 @@ fn gather_bf16(device: &CudaDevice) -> Result<(), Failed> {
             source_rows,
             hidden,
         };
-        emulated.launch(&carriers::gather_bf16(), &params, &gather_config(&shape))?;
+        emulated.launch(&microkernels::gather_bf16(), &params, &gather_config(&shape))?;
         let emulated: Vec<u32> = emulated.download(emulated_out)?;
         out.compare(GATHER_BF16, &shape, &format!("bf16 {values:?}"), &bits(&truth), &emulated)?;
     }
     Ok(())
 }
 
-/// Does it matter for the bits of random data how they were computed? Every way that the carriers have,
-/// against the plainest: how each differs is recorded, also where an earlier one did, and any difference is
-/// an error, since equal bits are promised.
+/// Whether the bits of random data depend on how they were computed: every way of the microkernels against
+/// the plainest one. Each comparison is recorded, also after one that differed; any difference is an error,
+/// since equal bits are promised.
 fn bits_of_bf16(device: &CudaDevice) -> Result<(), Failed> {
     let mut problems = Vec::new();
     for shape in shapes() {
@@ -229,7 +240,7 @@ fn bits_of_bf16(device: &CudaDevice) -> Result<(), Failed> {
             note(Aspect::Orientation, kernel, what, &transposed);
         }
 
-        // Every row at another place of the tile, beside other neighbours.
+        // Every row at another position in the tile, with other neighbours.
         let turn = |row: usize| (row + 5) % row_count as usize;
         let turned: Vec<u16> = (0..row_count as usize)
             .flat_map(|row| &rows[turn(row) * hidden as usize..][..hidden as usize])
@@ -257,12 +268,12 @@ fn another_size(device: &CudaDevice) -> Result<(), Failed> {
 }
 
 fn impossible_launch(device: &CudaDevice) -> Result<(), Failed> {
-    let kernel = device.kernel::<MmaCarrierParams>(MMA_S8)?;
+    let kernel = device.kernel::<MmaMicrokernelParams>(MMA_S8)?;
     if kernel.attributes().local != 0 || kernel.attributes().registers == 0 {
         return Err(format!("unlikely attributes: {:?}", kernel.attributes()).into());
     }
     let out = device.filled(4, 0)?;
-    let params = MmaCarrierParams {
+    let params = MmaMicrokernelParams {
         weights: out.pointer(),
         rows: out.pointer(),
         out: out.pointer(),
@@ -275,10 +286,10 @@ fn impossible_launch(device: &CudaDevice) -> Result<(), Failed> {
         Launch::new([1, 1, 1], [129, 1, 1]),
         Launch { dynamic_shared: 1 << 20, ..Launch::new([1, 1, 1], [128, 1, 1]) },
     ] {
-        // SAFETY: refused before it reaches the device; sizes of zero touch nothing.
+        // SAFETY: refused before it reaches the device; sizes of zero access nothing.
         match unsafe { kernel.launch(&launch, &params) } {
             Ok(()) => return Err(format!("launched: {launch}").into()),
-            Err(e) if e.to_string().starts_with("kernel carrier_mma_s8_sm80: wanted ") => {}
+            Err(e) if e.to_string().starts_with("kernel microkernel_mma_s8_sm80: wanted ") => {}
             Err(e) => return Err(format!("wanted the kernel named, got {e}").into()),
         }
     }
@@ -293,9 +304,9 @@ fn as_bits(values: &[bf16]) -> Vec<u16> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Results `[rows, vocab]` of four bytes, and bytes behind them that no kernel may touch. Both begin as ones:
-/// neither a sum of int8 nor a NaN of the tensor cores (0x7fffffff) that was never written passes for a
-/// result.
+/// Results `[rows, vocab]` of four bytes, followed by bytes that no kernel may write. All are initialised
+/// with ones, which is no sum of int8 and not the NaN of tensor cores (0x7fffffff), so that an unwritten
+/// value never passes for a result.
 struct Output {
     buffer: Buffer,
     values: usize,
@@ -334,7 +345,7 @@ impl Output {
 }
 
 /// # Errors
-/// Where a bit differs, after it was recorded.
+/// If a bit differs, after it was recorded.
 fn record(
     aspect: Aspect,
     kernel: &'static str,
@@ -374,13 +385,12 @@ fn run<P: Copy>(device: &CudaDevice, name: &str, config: &LaunchConfig, params: 
         cluster: config.cluster,
         ..Launch::new(config.grid, config.block)
     };
-    // SAFETY: the callers' buffers are as large as the sizes beside them say, and are held until after this
-    // has waited.
+    // SAFETY: the callers' buffers are as large as the sizes beside them say, and live until this has waited.
     unsafe { device.kernel::<P>(name)?.launch(&launch, params) }?;
     Ok(device.synchronize()?)
 }
 
-/// Tiles of 128 bytes of `[rows, hidden]`, as the emulated device's `carriers::tiles`.
+/// Tensor map for tiles of 128 bytes of `[rows, hidden]`, as `microkernels::tiles` of the emulated device.
 fn tiles<T>(buffer: &Buffer, rows: u32, hidden: u32, box_rows: u32) -> Result<TensorMap, Failed> {
     let element_bytes = size_of::<T>() as u32;
     let tiled = Tiled2d {
@@ -397,13 +407,13 @@ fn tiles<T>(buffer: &Buffer, rows: u32, hidden: u32, box_rows: u32) -> Result<Te
 }
 
 fn wgmma_config(shape: &Shape) -> LaunchConfig {
-    let (rows, shared) = (carriers::WGMMA_ROWS, carriers::WGMMA_SHARED);
-    carriers::config(shape.vocab, shape.rows, rows, carriers::WGMMA_THREADS, shared)
+    let (rows, shared) = (microkernels::WGMMA_ROWS, microkernels::WGMMA_SHARED);
+    microkernels::config(shape.vocab, shape.rows, rows, microkernels::WGMMA_THREADS, shared)
 }
 
 fn gather_config(shape: &Shape) -> LaunchConfig {
-    let (rows, shared) = (carriers::GATHER_ROWS, carriers::GATHER_SHARED);
-    carriers::config(shape.vocab, shape.rows, rows, carriers::WGMMA_THREADS, shared)
+    let (rows, shared) = (microkernels::GATHER_ROWS, microkernels::GATHER_SHARED);
+    microkernels::config(shape.vocab, shape.rows, rows, microkernels::WGMMA_THREADS, shared)
 }
 
 fn wgmma<T: bytemuck::NoUninit>(
@@ -415,9 +425,9 @@ fn wgmma<T: bytemuck::NoUninit>(
 ) -> Result<Output, Failed> {
     let Shape { vocab, rows: row_count, hidden } = *shape;
     let (w, x, out) = (device.upload(weights)?, device.upload(rows)?, Output::new(device, shape)?);
-    let params = WgmmaCarrierParams {
+    let params = WgmmaMicrokernelParams {
         weights: tiles::<T>(&w, vocab, hidden, 64)?,
-        rows: tiles::<T>(&x, row_count, hidden, carriers::WGMMA_ROWS)?,
+        rows: tiles::<T>(&x, row_count, hidden, microkernels::WGMMA_ROWS)?,
         out: out.buffer.pointer(),
         vocab,
         row_count,
@@ -428,7 +438,7 @@ fn wgmma<T: bytemuck::NoUninit>(
 }
 
 fn emulated_wgmma<T: bytemuck::NoUninit>(
-    kernel: &emulated::Kernel<WgmmaCarrierParams>,
+    kernel: &emulated::Kernel<WgmmaMicrokernelParams>,
     shape: &Shape,
     weights: &[T],
     rows: &[T],
@@ -438,9 +448,9 @@ fn emulated_wgmma<T: bytemuck::NoUninit>(
     let (w, x) = (device.upload(weights), device.upload(rows));
     let out = device.alloc((vocab * row_count * 4) as usize)?;
     let bytes = size_of::<T>() as u32;
-    let params = WgmmaCarrierParams {
-        weights: carriers::tiles(w.address(), bytes, vocab, hidden, 64)?,
-        rows: carriers::tiles(x.address(), bytes, row_count, hidden, carriers::WGMMA_ROWS)?,
+    let params = WgmmaMicrokernelParams {
+        weights: microkernels::tiles(w.address(), bytes, vocab, hidden, 64)?,
+        rows: microkernels::tiles(x.address(), bytes, row_count, hidden, microkernels::WGMMA_ROWS)?,
         out: out.pointer(),
         vocab,
         row_count,
@@ -450,7 +460,7 @@ fn emulated_wgmma<T: bytemuck::NoUninit>(
     Ok(device.download(out)?)
 }
 
-/// `indices` `[rows]` into `source` `[n, hidden]`.
+/// Rows `indices` `[rows]` of `source` `[n, hidden]`.
 fn gather(
     device: &CudaDevice,
     shape: &Shape,
@@ -461,7 +471,7 @@ fn gather(
     let Shape { vocab, rows: row_count, hidden } = *shape;
     let (w, x, out) = (device.upload(weights)?, device.upload(source)?, Output::new(device, shape)?);
     let picked = device.upload(indices)?;
-    let params = GatherCarrierParams {
+    let params = GatherMicrokernelParams {
         weights: tiles::<u16>(&w, vocab, hidden, 64)?,
         rows: x.pointer(),
         indices: picked.pointer(),

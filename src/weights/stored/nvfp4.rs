@@ -11,11 +11,11 @@
 //! Sources: `modelopt/torch/quantization/qtensor/nvfp4_tensor.py` and `compressed_tensors/compressors/nvfp4`
 //! and `quantization/lifecycle/forward.py`. `config.json` is not needed: the tensors say it all.
 
-use super::folder::Tensors;
-use super::safetensors_file::{Tensor, float_dtype};
-use super::stored::{Format, Found, Named};
-use super::widened::{Widened, matrix, missing, read, scales};
+use super::{Format, Found, Named};
 use crate::error::Result;
+use crate::weights::folder::Tensors;
+use crate::weights::safetensors_file::{Tensor, float_dtype};
+use crate::weights::widened::{Widened, matrix, missing, read, scales};
 use safetensors::Dtype;
 use std::ops::Range;
 

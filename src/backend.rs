@@ -13,9 +13,10 @@ mod inputs;
 mod loaded;
 pub mod tensor_map;
 
+pub use crate::adjust::DeviceAdjustments;
 pub use crate::params;
 pub use capacity::{Arrivals, CapacitySteps, Payload};
-pub use inputs::{DeviceAdjustments, Inputs, PlacedAdjustments, PlacedEntries};
+pub use inputs::{Inputs, PlacedAdjustments, PlacedEntries};
 pub use loaded::{Ask, Backend, HeldLogits, Job, LoadedShard, LogitsOut, On, Out, Pass, Status, Which};
 
 use crate::dtype::{DType, Quantization};

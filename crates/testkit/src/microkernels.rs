@@ -1,5 +1,6 @@
-//! The test cases of the microkernels ("carriers"): one table for the emulated device
-//! (`crates/emulated/tests/emulated/carriers.rs`) and for the GPU (`crates/gpu/tests/gpu/carriers.rs`).
+//! The test cases of the microkernels: one table for the emulated device
+//! (`crates/emulated/tests/emulated/microkernels.rs`) and for the GPU
+//! (`crates/gpu/tests/gpu/microkernels.rs`).
 
 use crate::Random;
 use half::bf16;

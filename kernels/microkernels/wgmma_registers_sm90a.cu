@@ -3,21 +3,21 @@
 // The same blocks, tiles and order of k as wgmma_sm90a.cu; but a consumer's warps bring their weights from
 // the swizzled tile into registers with ldmatrix, where a kernel may convert them (int8 to bf16), and only
 // the rows are read through a descriptor. One warpgroup's ldmatrix runs while the other one's wgmma does.
-#include "carriers/tile.cuh"
+#include "microkernels/tile.cuh"
 
 namespace {
 
-using namespace carriers;
+using namespace microkernels;
 
-constexpr uint32_t kConsumers = 2, kIds = 64 * kConsumers, kRows = 64, kStages = 4;
-constexpr uint32_t kWeightBytes = kIds * kRowBytes, kStageBytes = kWeightBytes + kRows * kRowBytes;
+constexpr uint32_t kConsumers = 2, kBlockN = 64 * kConsumers, kBlockM = 64, kStages = 4;
+constexpr uint32_t kWeightBytes = kBlockN * kRowBytes, kStageBytes = kWeightBytes + kBlockM * kRowBytes;
 constexpr uint32_t kStep = kRowBytes / 2;  // elements of k per stage
 constexpr uint32_t kWarps = 4 * kConsumers;
 
 struct Product {
-  const WgmmaCarrierParams &p;
+  const WgmmaMicrokernelParams &p;
   uint32_t shared = dynamic_shared();
-  uint32_t first_id = blockIdx.x * kIds, first_row = blockIdx.y * kRows;
+  uint32_t first_id = blockIdx.x * kBlockN, first_row = blockIdx.y * kBlockM;
   Ring<kStages> ring{shared + kStages * kStageBytes};
 
   DEVICE uint32_t stage() const { return shared + ring.stage * kStageBytes; }
@@ -26,7 +26,7 @@ struct Product {
     for (uint32_t k = 0; k < p.hidden; k += kStep, ring.advance()) {
       ring.wait_empty();
       mbarrier_arrive_expect_tx(ring.full(), kStageBytes);
-      for (uint32_t half = 0; half < kIds; half += 64)
+      for (uint32_t half = 0; half < kBlockN; half += 64)
         tma_load_2d(stage() + half * kRowBytes, &p.weights, int32_t(k), int32_t(first_id + half),
                     ring.full());
       tma_load_2d(stage() + kWeightBytes, &p.rows, int32_t(k), int32_t(first_row), ring.full());
@@ -38,18 +38,18 @@ struct Product {
     // A warp holds 16 of the 64 ids. Its fragment of 16 elements of k is four matrices of 8 ids x 16 bytes:
     // ids 0-7 and 8-15 of the first 16 bytes, then of the second.
     const uint32_t id = consumer * 64 + threadIdx.x % 128 / 32 * 16 + matrix % 2 * 8 + lane % 8;
-    float d[kRows / 2];
+    float d[kBlockM / 2];
     for (uint32_t k = 0; k < p.hidden; k += kStep, ring.advance()) {
       ring.wait_full();
       uint32_t weights[4][4];
 #pragma unroll
       for (uint32_t i = 0; i < 4; ++i)
-        ldmatrix_x4(weights[i], piece_address(stage(), id, 2 * i + matrix / 2));
+        ldmatrix_x4(weights[i], vector_address(stage(), id, 2 * i + matrix / 2));
       const uint64_t rows = tile_descriptor(stage() + kWeightBytes);
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        wgmma_m64k16<kRows>(Bf16{}, d, weights[i], rows + i * kNextK, k != 0 || i != 0);
+        wgmma_m64k16<kBlockM>(Bf16{}, d, weights[i], rows + i * kNextK, k != 0 || i != 0);
       wgmma_commit_group();
       // The fragments belong to wgmma until here. (ptxas lets nothing else write such registers meanwhile: it
       // would give up all overlap and say so.)
@@ -57,14 +57,14 @@ struct Product {
       bar_warp_sync();  // all lanes have read the stage; one releases it
       if (lane == 0) mbarrier_arrive(ring.empty());
     }
-    store_accumulators<kRows, float>(static_cast<float *>(p.out), d, first_id + consumer * 64, first_row,
-                                     p.vocab, p.row_count);
+    store_accumulators<kBlockM, float>(static_cast<float *>(p.out), d, first_id + consumer * 64, first_row,
+                                       p.vocab, p.row_count);
   }
 };
 
 }  // namespace
 
-KERNEL(carrier_wgmma_registers_bf16_sm90a, WgmmaCarrierParams, 384, 1) {
+KERNEL(microkernel_wgmma_registers_bf16_sm90a, WgmmaMicrokernelParams, 384, 1) {
   Product product{params};
   const uint32_t role = threadIdx.x / 128;
   if (threadIdx.x == 0) product.ring.init(1, kWarps);

@@ -4,14 +4,9 @@ mod checkpoint;
 mod folder;
 #[allow(unsafe_code, reason = "an engine's memory")]
 mod foreign;
-mod fp8;
-mod gguf;
-mod gptq;
 mod hf_config;
 mod int8_file;
 mod load;
-mod nvfp4;
-mod packed;
 #[allow(unsafe_code, reason = "mapped files")]
 mod safetensors_file;
 #[allow(unsafe_code, reason = "mapped files, and an engine's memory")]

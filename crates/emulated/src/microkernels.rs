@@ -1,9 +1,12 @@
-//! The carrier kernels of `kernels/carriers`: one small matrix product for each way in which operands travel,
-//! on which the real kernels are built. `out[rows, vocab] = rows[rows, hidden] · weights[vocab, hidden]ᵀ`.
+//! The microkernels of `kernels/microkernels`: one small matrix product for each way in which operands
+//! travel, on which the real kernels are built.
+//! `out[rows, vocab] = rows[rows, hidden] · weights[vocab, hidden]ᵀ`.
 
 use super::{Fault, Kernel, LaunchConfig, encode};
 use crate::emulated_kernel;
-use lmhead::backend::params::{GatherCarrierParams, MmaCarrierParams, TensorMap, WgmmaCarrierParams};
+use lmhead::backend::params::{
+    GatherMicrokernelParams, MmaMicrokernelParams, TensorMap, WgmmaMicrokernelParams,
+};
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 
 /// Threads of a block of [`mma_s8`].
@@ -22,29 +25,29 @@ pub const GATHER_ROWS: u32 = 32;
 pub const GATHER_SHARED: u32 = 4 * ((128 + GATHER_ROWS) * 128 + 16);
 
 /// int8 through `cp.async`, `ldmatrix` and `mma.sync` (sm_80). `hidden` is a multiple of 16.
-pub fn mma_s8() -> Kernel<MmaCarrierParams> {
-    emulated_kernel!(carrier_mma_s8_sm80: MmaCarrierParams)
+pub fn mma_s8() -> Kernel<MmaMicrokernelParams> {
+    emulated_kernel!(microkernel_mma_s8_sm80: MmaMicrokernelParams)
 }
 
 /// int8 through TMA and `wgmma` (sm_90a). `hidden` is a multiple of 16.
-pub fn wgmma_s8() -> Kernel<WgmmaCarrierParams> {
-    emulated_kernel!(carrier_wgmma_s8_sm90a: WgmmaCarrierParams)
+pub fn wgmma_s8() -> Kernel<WgmmaMicrokernelParams> {
+    emulated_kernel!(microkernel_wgmma_s8_sm90a: WgmmaMicrokernelParams)
 }
 
 /// bf16 through TMA and `wgmma` (sm_90a). `hidden` is a multiple of 8.
-pub fn wgmma_bf16() -> Kernel<WgmmaCarrierParams> {
-    emulated_kernel!(carrier_wgmma_bf16_sm90a: WgmmaCarrierParams)
+pub fn wgmma_bf16() -> Kernel<WgmmaMicrokernelParams> {
+    emulated_kernel!(microkernel_wgmma_bf16_sm90a: WgmmaMicrokernelParams)
 }
 
 /// The same with the weights read into registers by `ldmatrix`, from where `wgmma` takes them (sm_90a).
 /// `hidden` is a multiple of 8.
-pub fn wgmma_registers_bf16() -> Kernel<WgmmaCarrierParams> {
-    emulated_kernel!(carrier_wgmma_registers_bf16_sm90a: WgmmaCarrierParams)
+pub fn wgmma_registers_bf16() -> Kernel<WgmmaMicrokernelParams> {
+    emulated_kernel!(microkernel_wgmma_registers_bf16_sm90a: WgmmaMicrokernelParams)
 }
 
 /// bf16 weights through TMA, rows picked by index through `cp.async` (sm_90a). `hidden` is a multiple of 8.
-pub fn gather_bf16() -> Kernel<GatherCarrierParams> {
-    emulated_kernel!(carrier_gather_bf16_sm90a: GatherCarrierParams)
+pub fn gather_bf16() -> Kernel<GatherMicrokernelParams> {
+    emulated_kernel!(microkernel_gather_bf16_sm90a: GatherMicrokernelParams)
 }
 
 /// One block per 128 ids and `rows_per_block` rows.

@@ -6,12 +6,12 @@
 //! A weight is `(code - zero point) * scale`. Source: `compressed_tensors/compressors/pack_quantized`. Eight
 //! bits with one scale per row and no zero points stay int8 (`stored.rs`).
 
-use super::folder::Tensors;
-use super::hf_config;
-use super::safetensors_file::{Tensor, integers};
-use super::stored::{Format, Found, Named};
-use super::widened::{Widened, is_scale, matrix, missing, read, scales};
+use super::{Format, Found, Named};
 use crate::error::Result;
+use crate::weights::folder::Tensors;
+use crate::weights::hf_config;
+use crate::weights::safetensors_file::{Tensor, integers};
+use crate::weights::widened::{Widened, is_scale, matrix, missing, read, scales};
 use safetensors::Dtype;
 use std::ops::Range;
 

@@ -3,39 +3,39 @@
 // A block computes 128 ids x 64 rows. One warpgroup produces: a single thread has TMA fill stages of 128
 // bytes of k. Two consume: each multiplies 64 of the ids. The vocabulary is on wgmma's M (64), so that few
 // rows waste little.
-#include "carriers/tile.cuh"
+#include "microkernels/tile.cuh"
 
 namespace {
 
-using namespace carriers;
+using namespace microkernels;
 
 struct Int8 {
   using Accumulator = int32_t;
   static constexpr uint32_t kBytes = 1;
-  template <int kRows>
-  DEVICE static void multiply(int32_t (&d)[kRows / 2], uint64_t weights, uint64_t rows, int keep) {
-    wgmma_m64k32_s8<kRows>(d, weights, rows, keep);
+  template <int kBlockM>
+  DEVICE static void multiply(int32_t (&d)[kBlockM / 2], uint64_t weights, uint64_t rows, int keep) {
+    wgmma_m64k32_s8<kBlockM>(d, weights, rows, keep);
   }
 };
 struct BFloat16 {
   using Accumulator = float;
   static constexpr uint32_t kBytes = 2;
-  template <int kRows>
-  DEVICE static void multiply(float (&d)[kRows / 2], uint64_t weights, uint64_t rows, int keep) {
-    wgmma_m64k16<kRows>(Bf16{}, d, weights, rows, keep);
+  template <int kBlockM>
+  DEVICE static void multiply(float (&d)[kBlockM / 2], uint64_t weights, uint64_t rows, int keep) {
+    wgmma_m64k16<kBlockM>(Bf16{}, d, weights, rows, keep);
   }
 };
 
-constexpr uint32_t kConsumers = 2, kIds = 64 * kConsumers, kRows = 64, kStages = 4;
-constexpr uint32_t kWeightBytes = kIds * kRowBytes, kStageBytes = kWeightBytes + kRows * kRowBytes;
+constexpr uint32_t kConsumers = 2, kBlockN = 64 * kConsumers, kBlockM = 64, kStages = 4;
+constexpr uint32_t kWeightBytes = kBlockN * kRowBytes, kStageBytes = kWeightBytes + kBlockM * kRowBytes;
 
 template <class Type>
 struct Product {
   static constexpr uint32_t kStep = kRowBytes / Type::kBytes;  // elements of k per stage
 
-  const WgmmaCarrierParams &p;
+  const WgmmaMicrokernelParams &p;
   uint32_t shared = dynamic_shared();
-  uint32_t first_id = blockIdx.x * kIds, first_row = blockIdx.y * kRows;
+  uint32_t first_id = blockIdx.x * kBlockN, first_row = blockIdx.y * kBlockM;
   Ring<kStages> ring{shared + kStages * kStageBytes};
 
   DEVICE uint32_t stage() const { return shared + ring.stage * kStageBytes; }
@@ -44,7 +44,7 @@ struct Product {
     for (uint32_t k = 0; k < p.hidden; k += kStep, ring.advance()) {
       ring.wait_empty();
       mbarrier_arrive_expect_tx(ring.full(), kStageBytes);
-      for (uint32_t half = 0; half < kIds; half += 64)
+      for (uint32_t half = 0; half < kBlockN; half += 64)
         tma_load_2d(stage() + half * kRowBytes, &p.weights, int32_t(k), int32_t(first_id + half),
                     ring.full());
       tma_load_2d(stage() + kWeightBytes, &p.rows, int32_t(k), int32_t(first_row), ring.full());
@@ -52,7 +52,7 @@ struct Product {
   }
 
   DEVICE void consume(uint32_t consumer) {
-    typename Type::Accumulator d[kRows / 2];
+    typename Type::Accumulator d[kBlockM / 2];
     const bool speaks = threadIdx.x % 128 == 0;
     uint32_t finished = 0;  // the barrier of the stage whose products are under way
     for (uint32_t k = 0; k < p.hidden; k += kStep, ring.advance()) {
@@ -62,7 +62,7 @@ struct Product {
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        Type::template multiply<kRows>(d, weights + i * kNextK, rows + i * kNextK, k != 0 || i != 0);
+        Type::template multiply<kBlockM>(d, weights + i * kNextK, rows + i * kNextK, k != 0 || i != 0);
       wgmma_commit_group();
       // All groups but the last have completed: the stage before this one has been read.
       wgmma_wait_group<1>();
@@ -71,8 +71,8 @@ struct Product {
     }
     wgmma_wait_group<0>();
     using Accumulator = typename Type::Accumulator;
-    store_accumulators<kRows, Accumulator>(static_cast<Accumulator *>(p.out), d, first_id + consumer * 64,
-                                           first_row, p.vocab, p.row_count);
+    store_accumulators<kBlockM, Accumulator>(static_cast<Accumulator *>(p.out), d, first_id + consumer * 64,
+                                             first_row, p.vocab, p.row_count);
   }
 
   DEVICE void run() {
@@ -91,6 +91,6 @@ struct Product {
 
 }  // namespace
 
-KERNEL(carrier_wgmma_s8_sm90a, WgmmaCarrierParams, 384, 1) { Product<Int8>{params}.run(); }
+KERNEL(microkernel_wgmma_s8_sm90a, WgmmaMicrokernelParams, 384, 1) { Product<Int8>{params}.run(); }
 
-KERNEL(carrier_wgmma_bf16_sm90a, WgmmaCarrierParams, 384, 1) { Product<BFloat16>{params}.run(); }
+KERNEL(microkernel_wgmma_bf16_sm90a, WgmmaMicrokernelParams, 384, 1) { Product<BFloat16>{params}.run(); }

@@ -2,21 +2,21 @@
 //! F32, F16 and BF16 are read as they are. The layout is that of `ggml/docs/gguf.md`, little-endian, versions
 //! 2 and 3; the blocks are `block_q8_0` and `block_q6_K` of `ggml/src/ggml-common.h`.
 
-use super::folder::Tensors;
-use super::safetensors_file::{Header, SafetensorsFile, Tensor, TensorInfo};
-use super::stored::{Format, Found, Named};
-use super::widened::{Widened, matrix, read};
+use super::{Format, Found, Named};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::weights::folder::Tensors;
+use crate::weights::safetensors_file::{Header, SafetensorsFile, Tensor, TensorInfo};
+use crate::weights::widened::{Widened, matrix, read};
 use half::f16;
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-pub(super) const MAGIC: &[u8] = b"GGUF";
+pub(in crate::weights) const MAGIC: &[u8] = b"GGUF";
 /// The head, and the embedding that serves where there is none.
-pub(super) const HEADS: [&str; 2] = ["output.weight", "token_embd.weight"];
+pub(in crate::weights) const HEADS: [&str; 2] = ["output.weight", "token_embd.weight"];
 
 const CUT: &str = "the file is damaged or its download was cut off: fetch it again";
 /// Alignment of tensors in bytes, where the file does not give one.
@@ -68,7 +68,7 @@ fn kind(number: u32) -> Option<Kind> {
 
 /// Type and shape of a tensor whose type safetensors does not have.
 #[derive(Debug, Clone)]
-pub(super) struct GgmlType {
+struct GgmlType {
     number: u32,
     /// The dimensions, rows first.
     shape: Vec<usize>,
@@ -76,7 +76,7 @@ pub(super) struct GgmlType {
 
 /// What a GGUF file's header says, beside the tensors that safetensors has types for.
 #[derive(Debug, Clone, Default)]
-pub(super) struct About {
+pub(in crate::weights) struct About {
     /// The header's key-value pairs.
     settings: BTreeMap<String, Setting>,
     types: BTreeMap<String, GgmlType>,
@@ -92,7 +92,7 @@ enum Setting {
 
 impl About {
     /// The type of a tensor that safetensors has no name for.
-    pub fn ggml(&self, name: &str) -> Option<&GgmlType> {
+    fn ggml(&self, name: &str) -> Option<&GgmlType> {
         self.types.get(name)
     }
 
@@ -173,7 +173,7 @@ impl About {
 }
 
 /// Whether a file begins with GGUF's magic bytes.
-pub(super) fn is_gguf(path: &Path) -> bool {
+pub(in crate::weights) fn is_gguf(path: &Path) -> bool {
     let mut start = [0; 4];
     // Opening a named pipe would wait for its writer.
     let regular = std::fs::metadata(path).is_ok_and(|about| about.is_file());
@@ -187,7 +187,7 @@ impl SafetensorsFile {
     /// # Errors
     /// `File` for one that cannot be read, is damaged, cut off or of another version; `Tensor` naming a
     /// tensor that extends beyond the file.
-    pub(super) fn open_gguf(path: &Path) -> Result<Self> {
+    pub(in crate::weights) fn open_gguf(path: &Path) -> Result<Self> {
         Self::open_as(path, read_header)
     }
 }

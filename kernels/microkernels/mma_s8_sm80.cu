@@ -3,33 +3,33 @@
 // A block computes 128 ids x 32 rows. Stages of 128 bytes of k are filled by cp.async, three ahead of the one
 // that is multiplied; one barrier per stage says both "this one has landed" and "the one before it may be
 // overwritten".
-#include "carriers/tile.cuh"
+#include "microkernels/tile.cuh"
 
 namespace {
 
-using namespace carriers;
+using namespace microkernels;
 
-constexpr uint32_t kIds = 128, kRows = 32, kStages = 4, kThreads = 128;
-constexpr uint32_t kStageBytes = (kIds + kRows) * kRowBytes;
+constexpr uint32_t kBlockN = 128, kBlockM = 32, kStages = 4, kThreads = 128;
+constexpr uint32_t kStageBytes = (kBlockN + kBlockM) * kRowBytes;
 
 struct Stage {
   uint32_t weights, rows;
   DEVICE explicit Stage(uint32_t number)
-      : weights(dynamic_shared() + number % kStages * kStageBytes), rows(weights + kIds * kRowBytes) {}
+      : weights(dynamic_shared() + number % kStages * kStageBytes), rows(weights + kBlockN * kRowBytes) {}
 };
 
 // One group of copies per stage, also past the end of k, so that "all but two" always means the same.
-DEVICE void load(const MmaCarrierParams &p, const Stage &stage, uint32_t first_id, uint32_t first_row,
+DEVICE void load(const MmaMicrokernelParams &p, const Stage &stage, uint32_t first_id, uint32_t first_row,
                  uint32_t k0) {
-  for (uint32_t i = threadIdx.x; i < (kIds + kRows) * 8 && k0 < p.hidden; i += kThreads) {
-    const uint32_t row = i / 8, piece = i % 8, k = k0 + piece * 16;
-    const bool of_weights = row < kIds;
-    const uint32_t source = of_weights ? first_id + row : first_row + row - kIds;
+  for (uint32_t i = threadIdx.x; i < (kBlockN + kBlockM) * 8 && k0 < p.hidden; i += kThreads) {
+    const uint32_t row = i / 8, vector = i % 8, k = k0 + vector * 16;
+    const bool of_weights = row < kBlockN;
+    const uint32_t source = of_weights ? first_id + row : first_row + row - kBlockN;
     const int8_t *matrix = of_weights ? p.weights : p.rows;
     const bool inside = source < (of_weights ? p.vocab : p.row_count) && k < p.hidden;
-    cp_async_cg_16(
-        of_weights ? piece_address(stage.weights, row, piece) : piece_address(stage.rows, row - kIds, piece),
-        inside ? matrix + uint64_t(source) * p.hidden + k : matrix, inside ? 16 : 0);
+    cp_async_cg_16(of_weights ? vector_address(stage.weights, row, vector)
+                              : vector_address(stage.rows, row - kBlockN, vector),
+                   inside ? matrix + uint64_t(source) * p.hidden + k : matrix, inside ? 16 : 0);
   }
   cp_async_commit_group();
 }
@@ -44,9 +44,9 @@ DEVICE void multiply(const Stage &stage, int32_t (&d)[2][4][4]) {
     for (uint32_t i = 0; i < 2; ++i) {
       // Fragments in the order of mma.sync: a is (rows 0-7, 8-15) of the first 16 bytes, then of the second;
       // b is (first, second 16 bytes) of eight columns, two of which one ldmatrix brings.
-      ldmatrix_x4(weights[i], piece_address(stage.weights, warp * 32 + i * 16 + matrix % 2 * 8 + line,
-                                            2 * k + matrix / 2));
-      ldmatrix_x4(rows[i], piece_address(stage.rows, i * 16 + matrix / 2 * 8 + line, 2 * k + matrix % 2));
+      ldmatrix_x4(weights[i], vector_address(stage.weights, warp * 32 + i * 16 + matrix % 2 * 8 + line,
+                                             2 * k + matrix / 2));
+      ldmatrix_x4(rows[i], vector_address(stage.rows, i * 16 + matrix / 2 * 8 + line, 2 * k + matrix % 2));
     }
 #pragma unroll
     for (uint32_t i = 0; i < 2; ++i)
@@ -56,7 +56,7 @@ DEVICE void multiply(const Stage &stage, int32_t (&d)[2][4][4]) {
   }
 }
 
-DEVICE void store(const MmaCarrierParams &p, const int32_t (&d)[2][4][4], uint32_t first_id,
+DEVICE void store(const MmaMicrokernelParams &p, const int32_t (&d)[2][4][4], uint32_t first_id,
                   uint32_t first_row) {
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
@@ -74,8 +74,8 @@ DEVICE void store(const MmaCarrierParams &p, const int32_t (&d)[2][4][4], uint32
 
 }  // namespace
 
-KERNEL(carrier_mma_s8_sm80, MmaCarrierParams, 128, 1) {
-  const uint32_t first_id = blockIdx.x * kIds, first_row = blockIdx.y * kRows;
+KERNEL(microkernel_mma_s8_sm80, MmaMicrokernelParams, 128, 1) {
+  const uint32_t first_id = blockIdx.x * kBlockN, first_row = blockIdx.y * kBlockM;
   int32_t d[2][4][4] = {};
 
   for (uint32_t s = 0; s + 1 < kStages; ++s) load(params, Stage(s), first_id, first_row, s * kRowBytes);

@@ -4,21 +4,21 @@
 // A block computes 128 ids x 32 rows. TMA cannot gather rows, so the producing warpgroup's 128 threads copy
 // them by cp.async, into the same stage that TMA fills with weights: the stage's barrier counts 128 threads'
 // copies, and one arrival that announces TMA's bytes.
-#include "carriers/tile.cuh"
+#include "microkernels/tile.cuh"
 
 namespace {
 
-using namespace carriers;
+using namespace microkernels;
 
-constexpr uint32_t kConsumers = 2, kIds = 64 * kConsumers, kRows = 32, kStages = 4;
-constexpr uint32_t kWeightBytes = kIds * kRowBytes, kStageBytes = kWeightBytes + kRows * kRowBytes;
-constexpr uint32_t kGatherers = 128, kPieces = kRowBytes / 16, kRowsAtOnce = kGatherers / kPieces;
+constexpr uint32_t kConsumers = 2, kBlockN = 64 * kConsumers, kBlockM = 32, kStages = 4;
+constexpr uint32_t kWeightBytes = kBlockN * kRowBytes, kStageBytes = kWeightBytes + kBlockM * kRowBytes;
+constexpr uint32_t kGatherers = 128, kVectors = kRowBytes / 16, kRowsAtOnce = kGatherers / kVectors;
 constexpr uint32_t kStep = kRowBytes / 2;  // elements of k per stage
 
 struct Product {
-  const GatherCarrierParams &p;
+  const GatherMicrokernelParams &p;
   uint32_t shared = dynamic_shared();
-  uint32_t first_id = blockIdx.x * kIds, first_row = blockIdx.y * kRows;
+  uint32_t first_id = blockIdx.x * kBlockN, first_row = blockIdx.y * kBlockM;
   Ring<kStages> ring{shared + kStages * kStageBytes};
 
   DEVICE uint32_t stage() const { return shared + ring.stage * kStageBytes; }
@@ -31,24 +31,24 @@ struct Product {
   }
 
   DEVICE void produce() {
-    const uint32_t row = threadIdx.x / kPieces, piece = threadIdx.x % kPieces;
-    const uint16_t *sources[kRows / kRowsAtOnce];
+    const uint32_t row = threadIdx.x / kVectors, vector = threadIdx.x % kVectors;
+    const uint16_t *sources[kBlockM / kRowsAtOnce];
 #pragma unroll
-    for (uint32_t i = 0; i < kRows / kRowsAtOnce; ++i) sources[i] = source(row + i * kRowsAtOnce);
+    for (uint32_t i = 0; i < kBlockM / kRowsAtOnce; ++i) sources[i] = source(row + i * kRowsAtOnce);
 
     for (uint32_t k = 0; k < p.hidden; k += kStep, ring.advance()) {
       ring.wait_empty();
       if (threadIdx.x == 0) {
         mbarrier_arrive_expect_tx(ring.full(), kWeightBytes);
-        for (uint32_t half = 0; half < kIds; half += 64)
+        for (uint32_t half = 0; half < kBlockN; half += 64)
           tma_load_2d(stage() + half * kRowBytes, &p.weights, int32_t(k), int32_t(first_id + half),
                       ring.full());
       }
-      const uint32_t at = k + piece * 8;
+      const uint32_t at = k + vector * 8;
 #pragma unroll
-      for (uint32_t i = 0; i < kRows / kRowsAtOnce; ++i) {
+      for (uint32_t i = 0; i < kBlockM / kRowsAtOnce; ++i) {
         const bool inside = sources[i] && at < p.hidden;
-        cp_async_cg_16(piece_address(stage() + kWeightBytes, row + i * kRowsAtOnce, piece),
+        cp_async_cg_16(vector_address(stage() + kWeightBytes, row + i * kRowsAtOnce, vector),
                        inside ? sources[i] + at : p.rows, inside ? 16 : 0);
       }
       cp_async_mbarrier_arrive_noinc(ring.full());
@@ -57,7 +57,7 @@ struct Product {
   }
 
   DEVICE void consume(uint32_t consumer) {
-    float d[kRows / 2];
+    float d[kBlockM / 2];
     const bool speaks = threadIdx.x % 128 == 0;
     uint32_t finished = 0;  // the barrier of the stage whose products are under way
     for (uint32_t k = 0; k < p.hidden; k += kStep, ring.advance()) {
@@ -70,20 +70,20 @@ struct Product {
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        wgmma_m64k16<kRows>(Bf16{}, d, weights + i * kNextK, rows + i * kNextK, k != 0 || i != 0);
+        wgmma_m64k16<kBlockM>(Bf16{}, d, weights + i * kNextK, rows + i * kNextK, k != 0 || i != 0);
       wgmma_commit_group();
       wgmma_wait_group<1>();
       if (speaks && finished) mbarrier_arrive(finished);
       finished = ring.empty();
     }
     wgmma_wait_group<0>();
-    store_accumulators<kRows, float>(p.out, d, first_id + consumer * 64, first_row, p.vocab, p.row_count);
+    store_accumulators<kBlockM, float>(p.out, d, first_id + consumer * 64, first_row, p.vocab, p.row_count);
   }
 };
 
 }  // namespace
 
-KERNEL(carrier_gather_bf16_sm90a, GatherCarrierParams, 384, 1) {
+KERNEL(microkernel_gather_bf16_sm90a, GatherMicrokernelParams, 384, 1) {
   Product product{params};
   const uint32_t role = threadIdx.x / 128;
   if (threadIdx.x == 0) product.ring.init(kGatherers + 1, kConsumers);

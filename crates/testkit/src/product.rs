@@ -55,7 +55,7 @@ pub struct Finish {
     pub softcap: Option<f32>,
     pub scale: f32,
     pub mask: bool,
-    pub additions: bool,
+    pub logit_bias: bool,
     pub penalties: bool,
     pub temperatures: bool,
     pub out: DType,
@@ -68,7 +68,7 @@ impl Finish {
         softcap: None,
         scale: 1.0,
         mask: false,
-        additions: false,
+        logit_bias: false,
         penalties: false,
         temperatures: false,
         out: DType::F32,
@@ -79,7 +79,7 @@ impl Finish {
         softcap: Some(3.0),
         scale: -0.75,
         mask: true,
-        additions: true,
+        logit_bias: true,
         penalties: true,
         temperatures: true,
         out: DType::F32,
@@ -90,7 +90,7 @@ impl Finish {
     }
 
     pub fn adjusted(&self) -> bool {
-        self.mask || self.additions || self.penalties
+        self.mask || self.logit_bias || self.penalties
     }
 }
 
@@ -158,8 +158,8 @@ pub fn plans<D: KernelDevice>(device: &D, product: &Product, work: usize) -> Res
     let chosen = Plan::new(product.precision, shape, &device.limits()).map_err(text)?;
     let all = Plan::candidates(product.precision, shape, &device.limits()).map_err(text)?;
     let cost = |plan: &Plan| {
-        let Tile { rows, ids, .. } = plan.tile;
-        shape.rows.next_multiple_of(rows) * shape.vocab.next_multiple_of(ids) * shape.hidden
+        let Tile { block_m, block_n, .. } = plan.tile;
+        shape.rows.next_multiple_of(block_m) * shape.vocab.next_multiple_of(block_n) * shape.hidden
     };
     let of_tiles = all.chunk_by(|one, other| one.tile == other.tile).enumerate();
     let others = of_tiles.map(|(i, plans)| plans[(i + (product.seed % 1024) as usize) % plans.len()]);
@@ -168,11 +168,11 @@ pub fn plans<D: KernelDevice>(device: &D, product: &Product, work: usize) -> Res
     Ok([chosen].into_iter().chain(others).chain(packed).collect())
 }
 
-/// Plans for packed weights, where the device and the precision have them: one for every third tile only,
+/// Plans for packed weights, where the device has kernels for them: one for every third tile only,
 /// since they take the emulated device longest. Tiles take turns with the product's seed, and so do fewer and
 /// more stages, and blocks with one tile or several.
 pub fn packed_plans(product: &Product, limits: &DeviceLimits) -> Result<Vec<Plan>, String> {
-    if product.precision.layout(limits) == WeightLayout::Rows {
+    if limits.layout() == WeightLayout::Rows {
         return Ok(Vec::new());
     }
     let all = Plan::packed_candidates(product.precision, product.shape, limits).map_err(|e| e.to_string())?;
@@ -180,7 +180,9 @@ pub fn packed_plans(product: &Product, limits: &DeviceLimits) -> Result<Vec<Plan
     let of_tiles = all.chunk_by(|one, other| one.tile == other.tile).enumerate();
     let of_tile = of_tiles.filter(|(i, _)| (i + turn).is_multiple_of(3)).map(|(i, plans)| {
         let plan = plans[(i + turn) % plans.len()];
-        Plan { blocks: plan.blocks.div_ceil([1, 3, 2][(i + turn / 2) % 3]), ..plan }
+        let clusters = plan.blocks / plan.tile.cluster() as u32;
+        let some = clusters.div_ceil([1, 3, 2][(i + turn / 2) % 3]);
+        Plan { blocks: some * plan.tile.cluster() as u32, ..plan }
     });
     Ok(of_tile.collect())
 }
