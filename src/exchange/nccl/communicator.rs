@@ -425,7 +425,14 @@ impl Handle {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        if self.borrowed || !self.maker.is_here() {
+        if !self.maker.is_here() {
+            return;
+        }
+        if self.borrowed {
+            // The engine may destroy it from now on, so a thread that revokes it must be through.
+            if matches!(*self.handle.state(), State::Ending) {
+                self.await_end(Instant::now() + ABORT_GRACE);
+            }
             return;
         }
         // Without a fault it is destroyed, which lets peers take what was sent to them; otherwise it is
