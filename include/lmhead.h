@@ -412,8 +412,12 @@ enum {
     LMHEAD_DEVICE_MASKS = 8,  /* some row of the group has `allowed` in device memory: of the contract */
     LMHEAD_UNFILTERED = 16,   /* SAMPLE on a device, without logprobs: no row of the group has top_k, top_p or
                                  min_p, and the host looks at no parameter: of the contract */
-    LMHEAD_DEVICE_FILTERS = 32 /* SAMPLE on a device: the host looks at no parameter, and every step takes the
-                                 rounds of all filters, so that a graph replays it: of the contract */
+    LMHEAD_DEVICE_FILTERS = 32, /* SAMPLE on a device: the host looks at no parameter, and every step takes
+                                 the rounds of all filters, so that a graph replays it: of the contract */
+    LMHEAD_ASYNCHRONOUS = 64  /* of a step that could be captured, outside of a capture: lmhead_run returns
+                                 when it is queued, as a graph's replay does. All that is passed lives until
+                                 the stream has passed the step; the answer counts if lmhead_async_status is
+                                 good then. Of the contract */
 };
 
 /* What of a step's inputs lies in device memory, that of `hidden`, aligned to its elements. The host looks at

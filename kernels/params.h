@@ -182,6 +182,9 @@ typedef struct MatmulParams {
   uint32_t row_count;
   uint32_t hidden;
   uint32_t stages;    /* within LmheadStages; the launch has room for them */
+  uint32_t whole_tiles; /* of wgmma_matmul, if tail_ids is not 0: so many tiles have all of their ids, and
+                         those behind them tail_ids. All rows are then in one tile */
+  uint32_t tail_ids;  /* a multiple of 8, fewer than a tile has */
 } MatmulParams;
 
 /* kernels/target_logits_sm80.cu: the logits of single ids of each row, with the product's bits, and before
@@ -218,7 +221,7 @@ typedef struct StageRowsParams {
 /* kernels/partials_sm80.cu: what parts of a vocabulary know of rows is joined, a block a row. */
 
 /* PartialRows of all parts: `gap` bytes and [rows] of each part, part behind part, as long as parts have
- * ids. */
+ * ids; but each part begins as if all before it had k places. */
 typedef struct PartialParts {
   const uint8_t *data;     /* aligned to 8 */
   const uint32_t *status;  /* [rows] LMHEAD_STATUS_* that are known besides, may be null */
@@ -230,6 +233,8 @@ typedef struct PartialParts {
   uint32_t vocab;
   uint32_t parts;          /* with ids */
   uint32_t part_ids;       /* of each part but the last; 0: whole blocks of 64, spread over shards evenly */
+  uint32_t whole_parts;    /* where part_ids is not 0: parts behind so many have tail_ids instead */
+  uint32_t tail_ids;
   uint32_t shards;         /* where part_ids is 0: parts, those without ids included */
 } PartialParts;
 
@@ -309,19 +314,22 @@ typedef struct FinishDrawParams {
   uint32_t places;
 } FinishDrawParams;
 
-/* Rows of whole logits: what the shards' messages and other words say of them. */
-typedef struct FinishStatusParams {
+/* Rows of whole logits, from the shards' messages, and their status. Without shards: the status alone. */
+typedef struct FinishLogitsParams {
   const uint8_t *data;     /* of each shard `gap` bytes, then [rows] of its logits and a status word, in the
-                              last 4 of as many bytes as are a multiple of 16; null: none */
+                              last 4 of as many bytes as are a multiple of 16 */
   const uint32_t *words;   /* [answered] LMHEAD_STATUS_* besides, may be null */
+  uint8_t *logits;         /* [answered, vocab] at logits_pitch, aligned to an element */
+  uint64_t logits_pitch;   /* bytes between rows, whole elements */
   uint8_t *row_status;     /* [answered] as FinishParams */
   uint64_t gap;
   uint32_t rows;           /* of each message */
-  uint32_t answered;       /* the first of these */
+  uint32_t answered;       /* the first of these; a row has ceil(vocab / part_ids) blocks, at least one */
   uint32_t vocab;
   uint32_t shards;         /* as PartialParts.part_ids = 0 */
-  uint32_t element_bytes;  /* of a logit */
-} FinishStatusParams;
+  uint32_t element_bytes;  /* of a logit: 2 or 4 */
+  uint32_t part_ids;       /* ids of a block: a multiple of 64 */
+} FinishLogitsParams;
 
 /* kernels/pack_rows_sm80.cu: rows picked by index, one behind the other. */
 typedef struct PackRowsParams {

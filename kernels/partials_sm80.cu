@@ -162,19 +162,66 @@ STEP_KERNEL(finish_logprobs, FinishLogprobsParams, 256, 4) {
   if (lane == 0) st_global_u8(params.row_status + row, status);
 }
 
-// A thread has a row.
-STEP_KERNEL(finish_status, FinishStatusParams, 256, 4) {
-  const uint32_t row = blockIdx.x * kThreads + threadIdx.x;
-  if (row >= params.answered) return;
-  uint32_t words = params.words ? ld_global_u32(params.words + row) : 0;
-  const uint8_t *message = params.data;
+namespace {
+
+// The bytes of a row with that many logits in a shard's message.
+DEVICE uint64_t message_row_bytes(const FinishLogitsParams &p, uint32_t ids) {
+  return (uint64_t(ids) * p.element_bytes + 4 + 15) / 16 * 16;
+}
+
+// Where the row lies in shard i's message. All shards but the last that has ids have a multiple of 64: each
+// of their rows is 16 bytes longer than its logits, as is one without ids.
+DEVICE const uint8_t *message_row(const FinishLogitsParams &p, uint32_t i, const Ids &ids, uint32_t row) {
+  const uint64_t before = message_row_bytes(p, ids.first) + 16ull * i - 16;
+  return p.data + (i + 1) * p.gap + p.rows * before + row * message_row_bytes(p, ids.end - ids.first);
+}
+
+DEVICE void move(uint16_t *to, const uint16_t *from) { st_global_u16(to, ld_global_u16(from)); }
+DEVICE void move(uint32_t *to, const uint32_t *from) { st_global_u32(to, ld_global_u32(from)); }
+DEVICE void move(U32x4 *to, const U32x4 *from) { st_global_v4(to, ld_global_v4(from)); }
+
+template <class T>
+DEVICE void copy(uint8_t *to, const uint8_t *from, uint32_t bytes) {
+  for (uint32_t at = threadIdx.x * sizeof(T); at < bytes; at += kThreads * sizeof(T))
+    move(reinterpret_cast<T *>(to + at), reinterpret_cast<const T *>(from + at));
+}
+
+// Logits of 2 or 4 bytes; as many bytes at a time as both places are aligned to.
+DEVICE void copy_any(uint8_t *to, const uint8_t *from, uint32_t bytes) {
+  const uint64_t both = uint64_t(to) | uint64_t(from);
+  const uint32_t wide = both % 16 == 0 ? bytes / 16 * 16 : 0;
+  copy<U32x4>(to, from, wide);
+  if ((both | bytes) % 4 == 0)
+    copy<uint32_t>(to + wide, from + wide, bytes - wide);
+  else
+    copy<uint16_t>(to + wide, from + wide, bytes - wide);
+}
+
+}  // namespace
+
+// A block has a part of a row, of the ids of one shard or of several; the first has the row's status, too.
+STEP_KERNEL(finish_logits, FinishLogitsParams, 256, 4) {
+  const uint32_t parts = (params.vocab + params.part_ids - 1) / params.part_ids, of_row = parts ? parts : 1;
+  const uint32_t row = blockIdx.x / of_row, part = blockIdx.x % of_row;
+  const Ids own = cut(uint64_t(part) * params.part_ids, (part + 1ull) * params.part_ids, params.vocab);
 #pragma unroll 1
-  for (uint32_t i = 0; message && i < params.shards; ++i) {
+  for (uint32_t id = own.first; id < own.end;) {
+    const uint32_t i = owner_of(params.vocab, params.shards, id);
     const Ids ids = shard_ids(params.vocab, params.shards, i);
-    const uint64_t stride = (uint64_t(ids.end - ids.first) * params.element_bytes + 4 + 15) / 16 * 16;
-    message += params.gap;
-    words |= ld_global_u32(message + (row + 1) * stride - 4);
-    message += params.rows * stride;
+    const uint32_t end = ids.end < own.end ? ids.end : own.end, size = params.element_bytes;
+    uint8_t *to = params.logits + row * params.logits_pitch + uint64_t(id) * size;
+    copy_any(to, message_row(params, i, ids, row) + uint64_t(id - ids.first) * size, (end - id) * size);
+    id = end;
   }
-  st_global_u8(params.row_status + row, status_of(words, !(words & LMHEAD_STATUS_ALLOWED)));
+  if (part || threadIdx.x >= 32) return;
+  uint32_t words = params.words && lane_id() == 0 ? ld_global_u32(params.words + row) : 0;
+  for (uint32_t i = lane_id(); i < params.shards; i += 32) {
+    const Ids ids = shard_ids(params.vocab, params.shards, i);
+    words |= ld_global_u32(message_row(params, i, ids, row) +
+                           message_row_bytes(params, ids.end - ids.first) - 4);
+  }
+  // A bit that is for what kernels themselves find is nothing that a message can say.
+  words = redux_or_b32(words) & ~kDamaged;
+  if (lane_id() == 0)
+    st_global_u8(params.row_status + row, status_of(words, !(words & LMHEAD_STATUS_ALLOWED)));
 }

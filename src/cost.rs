@@ -114,9 +114,14 @@ impl CostModel {
 
     /// The fastest of `sizes`; of equally fast ones the smallest.
     pub fn best(&self, shape: &StepShape, sizes: &[usize]) -> Option<usize> {
-        let cost = |&p: &usize| self.step(shape, p).total_us();
-        sizes.iter().copied().min_by(|a, b| cost(a).total_cmp(&cost(b)).then(a.cmp(b)))
+        fastest(sizes.iter().map(|&p| (p, self.step(shape, p))))
     }
+}
+
+/// The group size of the fastest of some steps; of equally fast ones the smallest.
+pub fn fastest(steps: impl IntoIterator<Item = (usize, StepCost)>) -> Option<usize> {
+    let totals = steps.into_iter().map(|(p, step)| (step.total_us(), p));
+    totals.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))).map(|(_, p)| p)
 }
 
 /// Speeds that a known kind of machine is assumed to reach: fractions of its data sheet's. Measured ones are

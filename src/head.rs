@@ -53,8 +53,9 @@ use crate::config::HeadConfig;
 use crate::digest;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::exchange::{Call, Exchange, Fault, Operation, Reset};
+use crate::exchange::{Call, Exchange, Fault, Operation, Pending, Reset};
 use crate::layout::HeadGroup;
+use crate::memory::Stream;
 use crate::process::Maker;
 use crate::result::{Request, StepStats};
 use crate::step::Header;
@@ -96,6 +97,8 @@ pub struct LmHead {
     begun: Option<u64>,
     aborts: AbortHandle,
     queued: Arc<QueuedSteps>,
+    /// The stream of asynchronous steps that may still run, and a mark behind the last.
+    unwaited: Option<(Stream, Pending)>,
     /// Kinds of steps that have run before: their memory exists when they come again.
     known: Known,
     scratch: StepScratch,
@@ -148,6 +151,7 @@ impl LmHead {
             capacity: 0,
             counts: Vec::with_capacity(group.replicas()),
             adjusted: false,
+            asynchronous: false,
             queued: false,
             defers: false,
             deferred: false,
@@ -183,6 +187,7 @@ impl LmHead {
                 steps: OnceLock::new(),
             }),
             aborts,
+            unwaited: None,
             known,
             scratch: StepScratch::default(),
             answer: Arena::default(),
@@ -290,6 +295,7 @@ impl LmHead {
     /// what the backend and the exchange keep in the same way. The next steps allocate anew. Not collective:
     /// other ranks need not do the same.
     pub fn release_memory(&mut self) {
+        self.leave_unwaited();
         (self.scratch, self.answer) = (StepScratch::default(), Arena::default());
         self.known.clear();
         if let Some(loaded) = &mut self.loaded {
@@ -323,6 +329,7 @@ impl LmHead {
     pub fn rebuild(&mut self) -> Result<()> {
         self.maker.check("the head")?;
         self.begun = None;
+        self.leave_unwaited();
         let call = self.creation_call(Operation::Rebuild);
         self.forget_abort(&call);
         let reset = self.guarded(&call, "rebuilding of the head", |head| {

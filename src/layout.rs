@@ -128,6 +128,27 @@ impl ParallelLayout {
         }
         sizes
     }
+
+    /// Every group of `size` ranks, as its first member sees it, in the order of their replicas.
+    ///
+    /// # Errors
+    /// As [`HeadGroup::of`].
+    pub fn groups(&self, size: usize) -> Result<Vec<HeadGroup>> {
+        self.check_group_size(size)?;
+        let (replicas, firsts) = if size == 1 { (1, self.tp) } else { (size / self.tp, 1) };
+        let firsts = (0..self.dp).step_by(replicas).flat_map(|dp| (0..firsts).map(move |tp| (dp, tp)));
+        let group = |(dp, tp)| HeadGroup::of(self.rank(Coordinates { dp, tp, pp: self.pp - 1 }), self, size);
+        firsts.map(group).filter_map(Result::transpose).collect()
+    }
+
+    /// The data-parallel indices of the replicas of one of this layout's groups, in its own order.
+    ///
+    /// # Errors
+    /// `Config` where the layout has no such ranks.
+    pub fn replicas(&self, group: &HeadGroup) -> Result<Range<usize>> {
+        let first = self.coordinates(group.ranks[0])?.dp;
+        Ok(first..first + group.replicas())
+    }
 }
 
 /// The ranks that share one head, from the view of one of them: `replicas x tp` ranks.
@@ -348,6 +369,20 @@ mod tests {
                 prop_assert!(group.row_members().contains(&group.me()));
                 for &member in group.ranks() {
                     groups_of[member].push(group.ranks().to_vec());
+                }
+            }
+            let groups = layout.groups(size).unwrap();
+            prop_assert!(groups.iter().all(|group| group.me() == 0));
+            let mut members: Vec<usize> = groups.iter().flat_map(HeadGroup::ranks).copied().collect();
+            members.sort_unstable();
+            let seen = groups_of.iter().enumerate().filter(|(_, seen)| !seen.is_empty());
+            prop_assert_eq!(members, seen.map(|(rank, _)| rank).collect::<Vec<_>>());
+            for group in &groups {
+                let replicas = layout.replicas(group).unwrap();
+                prop_assert_eq!(replicas.len(), group.replicas());
+                for (member, &rank) in group.ranks().iter().enumerate() {
+                    let dp = layout.coordinates(rank).unwrap().dp;
+                    prop_assert_eq!(dp, replicas.start + group.replica_of(member));
                 }
             }
             for (rank, seen) in groups_of.iter().enumerate() {

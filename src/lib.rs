@@ -75,6 +75,7 @@ pub mod epilogue;
 pub mod error;
 pub mod exchange;
 mod exponential;
+pub mod fidelity;
 pub mod finish;
 pub mod head;
 pub mod layout;

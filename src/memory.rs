@@ -300,6 +300,16 @@ impl<'a> SpanMut<'a> {
             SpanMut { address: address + at as u64, len: len - at, memory, borrowed },
         )
     }
+
+    /// Takes the first `bytes` bytes; the span keeps the others.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn take(&mut self, bytes: usize) -> Self {
+        let (taken, rest) = std::mem::replace(self, SpanMut::EMPTY).split_at(bytes);
+        *self = rest;
+        taken
+    }
 }
 
 impl<'a, T: Pod> From<&'a [T]> for Span<'a> {

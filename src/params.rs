@@ -404,10 +404,14 @@ pub struct MatmulParams {
     pub hidden: u32,
     #[doc = " within LmheadStages; the launch has room for them"]
     pub stages: u32,
+    #[doc = " of wgmma_matmul, if tail_ids is not 0: so many tiles have all of their ids, and\nthose behind them tail_ids. All rows are then in one tile"]
+    pub whole_tiles: u32,
+    #[doc = " a multiple of 8, fewer than a tile has"]
+    pub tail_ids: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of MatmulParams"][::core::mem::size_of::<MatmulParams>() - 288usize];
+    ["Size of MatmulParams"][::core::mem::size_of::<MatmulParams>() - 296usize];
     ["Alignment of MatmulParams"][::core::mem::align_of::<MatmulParams>() - 8usize];
     ["Offset of field: MatmulParams::weights"][::core::mem::offset_of!(MatmulParams, weights) - 0usize];
     ["Offset of field: MatmulParams::rows"][::core::mem::offset_of!(MatmulParams, rows) - 40usize];
@@ -424,6 +428,9 @@ const _: () = {
     ["Offset of field: MatmulParams::row_count"][::core::mem::offset_of!(MatmulParams, row_count) - 276usize];
     ["Offset of field: MatmulParams::hidden"][::core::mem::offset_of!(MatmulParams, hidden) - 280usize];
     ["Offset of field: MatmulParams::stages"][::core::mem::offset_of!(MatmulParams, stages) - 284usize];
+    ["Offset of field: MatmulParams::whole_tiles"]
+        [::core::mem::offset_of!(MatmulParams, whole_tiles) - 288usize];
+    ["Offset of field: MatmulParams::tail_ids"][::core::mem::offset_of!(MatmulParams, tail_ids) - 292usize];
 };
 #[doc = " kernels/target_logits_sm80.cu: the logits of single ids of each row, with the product's bits, and before\n it: what its tiles compare their own with."]
 #[repr(C)]
@@ -442,17 +449,17 @@ pub struct TargetLogitsParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of TargetLogitsParams"][::core::mem::size_of::<TargetLogitsParams>() - 312usize];
+    ["Size of TargetLogitsParams"][::core::mem::size_of::<TargetLogitsParams>() - 320usize];
     ["Alignment of TargetLogitsParams"][::core::mem::align_of::<TargetLogitsParams>() - 8usize];
     ["Offset of field: TargetLogitsParams::product"]
         [::core::mem::offset_of!(TargetLogitsParams, product) - 0usize];
     ["Offset of field: TargetLogitsParams::targets"]
-        [::core::mem::offset_of!(TargetLogitsParams, targets) - 288usize];
-    ["Offset of field: TargetLogitsParams::out"][::core::mem::offset_of!(TargetLogitsParams, out) - 296usize];
+        [::core::mem::offset_of!(TargetLogitsParams, targets) - 296usize];
+    ["Offset of field: TargetLogitsParams::out"][::core::mem::offset_of!(TargetLogitsParams, out) - 304usize];
     ["Offset of field: TargetLogitsParams::per_row"]
-        [::core::mem::offset_of!(TargetLogitsParams, per_row) - 304usize];
+        [::core::mem::offset_of!(TargetLogitsParams, per_row) - 312usize];
     ["Offset of field: TargetLogitsParams::first_id"]
-        [::core::mem::offset_of!(TargetLogitsParams, first_id) - 308usize];
+        [::core::mem::offset_of!(TargetLogitsParams, first_id) - 316usize];
 };
 pub const LMHEAD_TARGET_ROWS: LmheadTargetTile = 8;
 pub const LMHEAD_TARGETS: LmheadTargetTile = 8;
@@ -496,7 +503,7 @@ const _: () = {
     ["Offset of field: StageRowsParams::status_before"]
         [::core::mem::offset_of!(StageRowsParams, status_before) - 76usize];
 };
-#[doc = " PartialRows of all parts: `gap` bytes and [rows] of each part, part behind part, as long as parts have\n ids."]
+#[doc = " PartialRows of all parts: `gap` bytes and [rows] of each part, part behind part, as long as parts have\n ids; but each part begins as if all before it had k places."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PartialParts {
@@ -517,12 +524,15 @@ pub struct PartialParts {
     pub parts: u32,
     #[doc = " of each part but the last; 0: whole blocks of 64, spread over shards evenly"]
     pub part_ids: u32,
+    #[doc = " where part_ids is not 0: parts behind so many have tail_ids instead"]
+    pub whole_parts: u32,
+    pub tail_ids: u32,
     #[doc = " where part_ids is 0: parts, those without ids included"]
     pub shards: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PartialParts"][::core::mem::size_of::<PartialParts>() - 56usize];
+    ["Size of PartialParts"][::core::mem::size_of::<PartialParts>() - 64usize];
     ["Alignment of PartialParts"][::core::mem::align_of::<PartialParts>() - 8usize];
     ["Offset of field: PartialParts::data"][::core::mem::offset_of!(PartialParts, data) - 0usize];
     ["Offset of field: PartialParts::status"][::core::mem::offset_of!(PartialParts, status) - 8usize];
@@ -534,7 +544,10 @@ const _: () = {
     ["Offset of field: PartialParts::vocab"][::core::mem::offset_of!(PartialParts, vocab) - 40usize];
     ["Offset of field: PartialParts::parts"][::core::mem::offset_of!(PartialParts, parts) - 44usize];
     ["Offset of field: PartialParts::part_ids"][::core::mem::offset_of!(PartialParts, part_ids) - 48usize];
-    ["Offset of field: PartialParts::shards"][::core::mem::offset_of!(PartialParts, shards) - 52usize];
+    ["Offset of field: PartialParts::whole_parts"]
+        [::core::mem::offset_of!(PartialParts, whole_parts) - 52usize];
+    ["Offset of field: PartialParts::tail_ids"][::core::mem::offset_of!(PartialParts, tail_ids) - 56usize];
+    ["Offset of field: PartialParts::shards"][::core::mem::offset_of!(PartialParts, shards) - 60usize];
 };
 #[doc = " All parts become one."]
 #[repr(C)]
@@ -550,16 +563,16 @@ pub struct MergePartialsParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of MergePartialsParams"][::core::mem::size_of::<MergePartialsParams>() - 72usize];
+    ["Size of MergePartialsParams"][::core::mem::size_of::<MergePartialsParams>() - 80usize];
     ["Alignment of MergePartialsParams"][::core::mem::align_of::<MergePartialsParams>() - 8usize];
     ["Offset of field: MergePartialsParams::from"]
         [::core::mem::offset_of!(MergePartialsParams, from) - 0usize];
     ["Offset of field: MergePartialsParams::out"]
-        [::core::mem::offset_of!(MergePartialsParams, out) - 56usize];
+        [::core::mem::offset_of!(MergePartialsParams, out) - 64usize];
     ["Offset of field: MergePartialsParams::first_id"]
-        [::core::mem::offset_of!(MergePartialsParams, first_id) - 64usize];
+        [::core::mem::offset_of!(MergePartialsParams, first_id) - 72usize];
     ["Offset of field: MergePartialsParams::places"]
-        [::core::mem::offset_of!(MergePartialsParams, places) - 68usize];
+        [::core::mem::offset_of!(MergePartialsParams, places) - 76usize];
 };
 #[doc = " Answers. A message that no shard can have sent makes status 3."]
 #[repr(C)]
@@ -577,14 +590,14 @@ pub struct FinishParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FinishParams"][::core::mem::size_of::<FinishParams>() - 88usize];
+    ["Size of FinishParams"][::core::mem::size_of::<FinishParams>() - 96usize];
     ["Alignment of FinishParams"][::core::mem::align_of::<FinishParams>() - 8usize];
     ["Offset of field: FinishParams::from"][::core::mem::offset_of!(FinishParams, from) - 0usize];
-    ["Offset of field: FinishParams::ids"][::core::mem::offset_of!(FinishParams, ids) - 56usize];
-    ["Offset of field: FinishParams::values"][::core::mem::offset_of!(FinishParams, values) - 64usize];
-    ["Offset of field: FinishParams::logsumexp"][::core::mem::offset_of!(FinishParams, logsumexp) - 72usize];
+    ["Offset of field: FinishParams::ids"][::core::mem::offset_of!(FinishParams, ids) - 64usize];
+    ["Offset of field: FinishParams::values"][::core::mem::offset_of!(FinishParams, values) - 72usize];
+    ["Offset of field: FinishParams::logsumexp"][::core::mem::offset_of!(FinishParams, logsumexp) - 80usize];
     ["Offset of field: FinishParams::row_status"]
-        [::core::mem::offset_of!(FinishParams, row_status) - 80usize];
+        [::core::mem::offset_of!(FinishParams, row_status) - 88usize];
 };
 #[doc = " Logprobs."]
 #[repr(C)]
@@ -610,26 +623,26 @@ pub struct FinishLogprobsParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FinishLogprobsParams"][::core::mem::size_of::<FinishLogprobsParams>() - 112usize];
+    ["Size of FinishLogprobsParams"][::core::mem::size_of::<FinishLogprobsParams>() - 120usize];
     ["Alignment of FinishLogprobsParams"][::core::mem::align_of::<FinishLogprobsParams>() - 8usize];
     ["Offset of field: FinishLogprobsParams::from"]
         [::core::mem::offset_of!(FinishLogprobsParams, from) - 0usize];
     ["Offset of field: FinishLogprobsParams::targets"]
-        [::core::mem::offset_of!(FinishLogprobsParams, targets) - 56usize];
+        [::core::mem::offset_of!(FinishLogprobsParams, targets) - 64usize];
     ["Offset of field: FinishLogprobsParams::logprobs"]
-        [::core::mem::offset_of!(FinishLogprobsParams, logprobs) - 64usize];
+        [::core::mem::offset_of!(FinishLogprobsParams, logprobs) - 72usize];
     ["Offset of field: FinishLogprobsParams::ranks"]
-        [::core::mem::offset_of!(FinishLogprobsParams, ranks) - 72usize];
+        [::core::mem::offset_of!(FinishLogprobsParams, ranks) - 80usize];
     ["Offset of field: FinishLogprobsParams::top_ids"]
-        [::core::mem::offset_of!(FinishLogprobsParams, top_ids) - 80usize];
+        [::core::mem::offset_of!(FinishLogprobsParams, top_ids) - 88usize];
     ["Offset of field: FinishLogprobsParams::top_logprobs"]
-        [::core::mem::offset_of!(FinishLogprobsParams, top_logprobs) - 88usize];
+        [::core::mem::offset_of!(FinishLogprobsParams, top_logprobs) - 96usize];
     ["Offset of field: FinishLogprobsParams::row_status"]
-        [::core::mem::offset_of!(FinishLogprobsParams, row_status) - 96usize];
+        [::core::mem::offset_of!(FinishLogprobsParams, row_status) - 104usize];
     ["Offset of field: FinishLogprobsParams::top_n"]
-        [::core::mem::offset_of!(FinishLogprobsParams, top_n) - 104usize];
+        [::core::mem::offset_of!(FinishLogprobsParams, top_n) - 112usize];
     ["Offset of field: FinishLogprobsParams::drawn"]
-        [::core::mem::offset_of!(FinishLogprobsParams, drawn) - 108usize];
+        [::core::mem::offset_of!(FinishLogprobsParams, drawn) - 116usize];
 };
 #[doc = " kernels/lists_sm80.cu: the same answers from sorted lists of any length, the best first, that shards sent.\n What FinishParams and FinishLogprobsParams say comes first, but for the best; then these are put in their\n places, by several blocks a row."]
 #[repr(C)]
@@ -649,19 +662,19 @@ pub struct PlaceListsParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PlaceListsParams"][::core::mem::size_of::<PlaceListsParams>() - 96usize];
+    ["Size of PlaceListsParams"][::core::mem::size_of::<PlaceListsParams>() - 104usize];
     ["Alignment of PlaceListsParams"][::core::mem::align_of::<PlaceListsParams>() - 8usize];
     ["Offset of field: PlaceListsParams::from"][::core::mem::offset_of!(PlaceListsParams, from) - 0usize];
     ["Offset of field: PlaceListsParams::row_status"]
-        [::core::mem::offset_of!(PlaceListsParams, row_status) - 56usize];
-    ["Offset of field: PlaceListsParams::ids"][::core::mem::offset_of!(PlaceListsParams, ids) - 64usize];
+        [::core::mem::offset_of!(PlaceListsParams, row_status) - 64usize];
+    ["Offset of field: PlaceListsParams::ids"][::core::mem::offset_of!(PlaceListsParams, ids) - 72usize];
     ["Offset of field: PlaceListsParams::values"]
-        [::core::mem::offset_of!(PlaceListsParams, values) - 72usize];
-    ["Offset of field: PlaceListsParams::n"][::core::mem::offset_of!(PlaceListsParams, n) - 80usize];
+        [::core::mem::offset_of!(PlaceListsParams, values) - 80usize];
+    ["Offset of field: PlaceListsParams::n"][::core::mem::offset_of!(PlaceListsParams, n) - 88usize];
     ["Offset of field: PlaceListsParams::blocks"]
-        [::core::mem::offset_of!(PlaceListsParams, blocks) - 84usize];
+        [::core::mem::offset_of!(PlaceListsParams, blocks) - 92usize];
     ["Offset of field: PlaceListsParams::logprobs"]
-        [::core::mem::offset_of!(PlaceListsParams, logprobs) - 88usize];
+        [::core::mem::offset_of!(PlaceListsParams, logprobs) - 96usize];
 };
 pub const LMHEAD_LISTED: LmheadListed = 1024;
 #[doc = " Up to this top_k the candidates themselves are exchanged; above it the k-th largest is searched for."]
@@ -746,47 +759,59 @@ const _: () = {
     ["Offset of field: FinishDrawParams::places"]
         [::core::mem::offset_of!(FinishDrawParams, places) - 68usize];
 };
-#[doc = " Rows of whole logits: what the shards' messages and other words say of them."]
+#[doc = " Rows of whole logits, from the shards' messages, and their status. Without shards: the status alone."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
-pub struct FinishStatusParams {
-    #[doc = " of each shard `gap` bytes, then [rows] of its logits and a status word, in the\nlast 4 of as many bytes as are a multiple of 16; null: none"]
+pub struct FinishLogitsParams {
+    #[doc = " of each shard `gap` bytes, then [rows] of its logits and a status word, in the\nlast 4 of as many bytes as are a multiple of 16"]
     pub data: *const u8,
     #[doc = " [answered] LMHEAD_STATUS_* besides, may be null"]
     pub words: *const u32,
+    #[doc = " [answered, vocab] at logits_pitch, aligned to an element"]
+    pub logits: *mut u8,
+    #[doc = " bytes between rows, whole elements"]
+    pub logits_pitch: u64,
     #[doc = " [answered] as FinishParams"]
     pub row_status: *mut u8,
     pub gap: u64,
     #[doc = " of each message"]
     pub rows: u32,
-    #[doc = " the first of these"]
+    #[doc = " the first of these; a row has ceil(vocab / part_ids) blocks, at least one"]
     pub answered: u32,
     pub vocab: u32,
     #[doc = " as PartialParts.part_ids = 0"]
     pub shards: u32,
-    #[doc = " of a logit"]
+    #[doc = " of a logit: 2 or 4"]
     pub element_bytes: u32,
+    #[doc = " ids of a block: a multiple of 64"]
+    pub part_ids: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FinishStatusParams"][::core::mem::size_of::<FinishStatusParams>() - 56usize];
-    ["Alignment of FinishStatusParams"][::core::mem::align_of::<FinishStatusParams>() - 8usize];
-    ["Offset of field: FinishStatusParams::data"][::core::mem::offset_of!(FinishStatusParams, data) - 0usize];
-    ["Offset of field: FinishStatusParams::words"]
-        [::core::mem::offset_of!(FinishStatusParams, words) - 8usize];
-    ["Offset of field: FinishStatusParams::row_status"]
-        [::core::mem::offset_of!(FinishStatusParams, row_status) - 16usize];
-    ["Offset of field: FinishStatusParams::gap"][::core::mem::offset_of!(FinishStatusParams, gap) - 24usize];
-    ["Offset of field: FinishStatusParams::rows"]
-        [::core::mem::offset_of!(FinishStatusParams, rows) - 32usize];
-    ["Offset of field: FinishStatusParams::answered"]
-        [::core::mem::offset_of!(FinishStatusParams, answered) - 36usize];
-    ["Offset of field: FinishStatusParams::vocab"]
-        [::core::mem::offset_of!(FinishStatusParams, vocab) - 40usize];
-    ["Offset of field: FinishStatusParams::shards"]
-        [::core::mem::offset_of!(FinishStatusParams, shards) - 44usize];
-    ["Offset of field: FinishStatusParams::element_bytes"]
-        [::core::mem::offset_of!(FinishStatusParams, element_bytes) - 48usize];
+    ["Size of FinishLogitsParams"][::core::mem::size_of::<FinishLogitsParams>() - 72usize];
+    ["Alignment of FinishLogitsParams"][::core::mem::align_of::<FinishLogitsParams>() - 8usize];
+    ["Offset of field: FinishLogitsParams::data"][::core::mem::offset_of!(FinishLogitsParams, data) - 0usize];
+    ["Offset of field: FinishLogitsParams::words"]
+        [::core::mem::offset_of!(FinishLogitsParams, words) - 8usize];
+    ["Offset of field: FinishLogitsParams::logits"]
+        [::core::mem::offset_of!(FinishLogitsParams, logits) - 16usize];
+    ["Offset of field: FinishLogitsParams::logits_pitch"]
+        [::core::mem::offset_of!(FinishLogitsParams, logits_pitch) - 24usize];
+    ["Offset of field: FinishLogitsParams::row_status"]
+        [::core::mem::offset_of!(FinishLogitsParams, row_status) - 32usize];
+    ["Offset of field: FinishLogitsParams::gap"][::core::mem::offset_of!(FinishLogitsParams, gap) - 40usize];
+    ["Offset of field: FinishLogitsParams::rows"]
+        [::core::mem::offset_of!(FinishLogitsParams, rows) - 48usize];
+    ["Offset of field: FinishLogitsParams::answered"]
+        [::core::mem::offset_of!(FinishLogitsParams, answered) - 52usize];
+    ["Offset of field: FinishLogitsParams::vocab"]
+        [::core::mem::offset_of!(FinishLogitsParams, vocab) - 56usize];
+    ["Offset of field: FinishLogitsParams::shards"]
+        [::core::mem::offset_of!(FinishLogitsParams, shards) - 60usize];
+    ["Offset of field: FinishLogitsParams::element_bytes"]
+        [::core::mem::offset_of!(FinishLogitsParams, element_bytes) - 64usize];
+    ["Offset of field: FinishLogitsParams::part_ids"]
+        [::core::mem::offset_of!(FinishLogitsParams, part_ids) - 68usize];
 };
 #[doc = " kernels/pack_rows_sm80.cu: rows picked by index, one behind the other."]
 #[repr(C)]
@@ -2141,7 +2166,7 @@ unsafe impl Params for MergeDrawsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for FinishDrawParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl Params for FinishStatusParams {}
+unsafe impl Params for FinishLogitsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for PackRowsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.

@@ -33,13 +33,18 @@ use std::fmt;
 
 mod cost;
 pub mod hopper;
+mod tail;
 mod tile;
 mod tiles;
+pub mod tuning;
 
 pub use cost::{Clocks, Cost, Rates};
 pub use hopper::{Family, StagePlan, WeightLayout};
+pub use tail::Tail;
+pub(crate) use tail::most_parts;
 use tile::RESERVED;
 pub use tile::{DeviceLimits, STAGES, Tile, most_rows};
+pub use tuning::Tuning;
 
 /// Types of weights and rows: what the kernels are named after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -210,6 +215,8 @@ pub struct Plan {
     /// Pipeline stages: steps of k in shared memory at a time.
     pub stages: usize,
     pub blocks: u32,
+    /// How the last wave's ids are cut, where it is not of whole tiles.
+    pub tail: Option<Tail>,
     /// The launch that quantises rows ahead of the matmul, where row-major weights are int8 with W8A8.
     pub quantize: Option<QuantizePlan>,
     /// The launch that stages rows ahead of the matmul, where weights are packed.
@@ -334,7 +341,7 @@ impl Plan {
         let scales = shape.rows * row_pitch;
         let bytes = scales + if quantize.is_some() { 4 * shape.rows } else { 0 };
         let workspace = Workspace { row_pitch, scales, bytes };
-        Plan { precision, shape, tile: *tile, stages, blocks, quantize, stage: None, workspace }
+        Plan { precision, shape, tile: *tile, stages, blocks, tail: None, quantize, stage: None, workspace }
     }
 
     /// Bytes of shared memory of a block.
@@ -353,12 +360,16 @@ impl fmt::Display for Plan {
         }
         let Tile { kernel, block_n, block_m, family, .. } = self.tile;
         write!(f, "{kernel} on {} blocks ", self.blocks)?;
-        if let (Family::Wgmma, Some(tiles)) = (family, self.tile.tiles(&self.shape)) {
-            write!(f, "that share {tiles} tiles ")?;
+        if family == Family::Wgmma {
+            write!(f, "that share {} tiles ", self.tail.map_or(self.tiles(), |tail| tail.whole_tiles))?;
+        }
+        write!(f, "of {block_n} ids x {block_m} rows")?;
+        if let Some(tail) = &self.tail {
+            write!(f, " and {} pieces of {} ids", tail.pieces(&self.tile, &self.shape), tail.ids)?;
         }
         write!(
             f,
-            "of {block_n} ids x {block_m} rows: {} threads, {} stages, {} bytes of shared memory",
+            ": {} threads, {} stages, {} bytes of shared memory",
             self.tile.threads(),
             self.stages,
             self.shared_bytes(),

@@ -4,8 +4,6 @@
 //! operation. A row whose scale would be below [`f32::MIN_POSITIVE`] gets scale 1 and zeros. A row with NaN
 //! or infinity gets scale NaN (and zeros), so that every logit computed from it is NaN.
 
-pub mod fidelity;
-
 pub use lmhead_cpu::quantize::quantize_row;
 
 /// Largest hidden size of an int8 head: beyond it `127 * 128 * hidden` could pass `2^31`.

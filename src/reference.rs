@@ -2,10 +2,12 @@
 //! errors that are allowed against it ([promises 2 and 5](crate#promises)).
 
 mod adjusted;
+mod judge;
 mod sampled;
 mod sums;
 
 pub use adjusted::adjust_row;
+pub use judge::{Judge, Verdict};
 pub use sampled::{judge_sample, sample, survivors};
 pub use sums::{exp_sum, exp_term};
 

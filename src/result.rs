@@ -3,17 +3,17 @@
 mod buffers;
 mod device_inputs;
 
-pub use buffers::AnswerBuffers;
-pub(crate) use buffers::OwnedAnswer;
+pub use buffers::{AnswerBuffers, OwnedAnswer};
 pub use device_inputs::{DeviceInputs, LogitBiasSpans, PenaltySpans, SamplingSpans};
 
-use crate::adjust::Adjustments;
+use crate::adjust::{Adjustments, in_vocabulary};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::sampling::SamplingParams;
 use serde::Serialize;
 use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// What one step computes for every row. All but `Logits` exchange partials, never whole logits.
@@ -90,6 +90,17 @@ impl Request {
         Request::Sample { logprobs: Some(TokenLogprobs { top_n, processed: false }) }
     }
 
+    /// Candidates that a shard sends of each row: `k` or `top_n`, at least one; `None` where whole logits are
+    /// exchanged. A step that samples with filters may send more.
+    pub fn candidates(&self) -> Option<usize> {
+        match *self {
+            Request::Logits { .. } => None,
+            Request::TopK { k } => Some(k),
+            Request::Logprobs { top_n, .. } => Some(top_n.max(1)),
+            Request::Argmax | Request::Sample { .. } => Some(1),
+        }
+    }
+
     /// Checks the request against a vocabulary.
     ///
     /// # Errors
@@ -151,6 +162,54 @@ impl fmt::Display for Request {
     }
 }
 
+/// A request in a word, as programs take it: `logits` (f32), `argmax`, `topk:K`, `sample`, `sample:N` (with
+/// logprobs), `logprobs` or `logprobs:N` (of one target), N being `top_n`, from raw logits. Other requests
+/// have no such word; their `Display` is for readers.
+///
+/// ```
+/// use lmhead::Request;
+///
+/// assert_eq!("topk:8".parse(), Ok(Request::top_k(8)));
+/// let error = "topk".parse::<Request>().unwrap_err().to_string();
+/// assert!(error.starts_with("request: wanted logits, argmax, topk:K"), "{error}");
+/// ```
+impl FromStr for Request {
+    type Err = Error;
+
+    /// # Errors
+    /// `Request` for another word, and where K or N is no number. [`Request::check`] says whether it is too
+    /// large.
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, number) = match text.split_once(':') {
+            Some((name, number)) => (name, Some(number)),
+            None => (text, None),
+        };
+        let refused = |what: &str, wanted: &str, fix: &str| {
+            Error::request(format!("request{what}"), wanted, format!("`{text}`"), fix)
+        };
+        let top_n = |number: &str| {
+            let (what, fix) = (format!(" {name}:N"), format!("write it as in {name}:5"));
+            number.parse().map_err(|_| refused(&what, "N from 0 to the vocabulary size", &fix))
+        };
+        match (name, number) {
+            ("logits", None) => Ok(Request::logits(DType::F32)),
+            ("argmax", None) => Ok(Request::argmax()),
+            ("sample", None) => Ok(Request::sample()),
+            ("sample", Some(number)) => Ok(Request::sample_with_logprobs(top_n(number)?)),
+            ("logprobs", None) => Ok(Request::logprobs(0)),
+            ("logprobs", Some(number)) => Ok(Request::logprobs(top_n(number)?)),
+            ("topk", Some(number)) => number
+                .parse()
+                .map(Request::top_k)
+                .map_err(|_| refused(" topk:K", "K from 1 to the vocabulary size", "write it as in topk:8")),
+            _ => {
+                let wanted = "logits, argmax, topk:K, sample[:N] or logprobs[:N]";
+                Err(refused("", wanted, "use one of those"))
+            }
+        }
+    }
+}
+
 /// Inputs of a step beside the hidden states: each rank passes those of its own rows, in their order.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RowInputs<'a> {
@@ -169,6 +228,75 @@ pub struct RowInputs<'a> {
 }
 
 impl<'a> RowInputs<'a> {
+    /// Checks targets and sampling parameters in host memory, for `rows` rows of `request`. Inputs in device
+    /// memory are checked there, adjustments by [`Adjustments::check`].
+    ///
+    /// # Errors
+    /// `Shape` where a length does not fit; `Request` for a target outside of the vocabulary, for parameters
+    /// that are not legal, and for inputs that the request does not take.
+    pub fn check(&self, request: &Request, rows: usize, vocab_size: usize) -> Result<()> {
+        self.check_targets(request, rows, vocab_size)?;
+        self.check_sampling(request, rows)
+    }
+
+    fn check_targets(&self, request: &Request, rows: usize, vocab_size: usize) -> Result<()> {
+        let Request::Logprobs { targets: per_row, .. } = *request else {
+            return match self.targets {
+                None => Ok(()),
+                Some(_) => {
+                    let what = format!("none with {request}");
+                    Err(Error::request("targets", what, "some", "ask for logprobs, or leave them out"))
+                }
+            };
+        };
+        let each = || match per_row {
+            1 => format!("{rows} ids, one for each row"),
+            n => format!("{} ids, {n} for each of {rows} rows", rows.saturating_mul(n)),
+        };
+        let targets = match self.targets {
+            Some(targets) => targets,
+            None if rows == 0 || self.on_device.targets.is_some() => return Ok(()),
+            None => {
+                let fix = "pass the ids whose logprobs are wanted";
+                return Err(Error::shape("targets", each(), "none", fix));
+            }
+        };
+        if rows.checked_mul(per_row) != Some(targets.len()) {
+            let fix = "pass the ids of the rows that you bring";
+            return Err(Error::shape("targets", each(), targets.len(), fix));
+        }
+        let bad = |id: i64| id != NO_TARGET_ID && !in_vocabulary(id, vocab_size);
+        match targets.iter().position(|&id| bad(id)) {
+            None => Ok(()),
+            Some(at) => Err(Error::request(
+                format!("target of row {}", at / per_row),
+                format!("an id from 0 to {}, or {NO_TARGET_ID} for none", vocab_size.saturating_sub(1)),
+                targets[at],
+                "pass ids of this head's vocabulary",
+            )),
+        }
+    }
+
+    fn check_sampling(&self, request: &Request, rows: usize) -> Result<()> {
+        let what = "sampling parameters";
+        let each = || format!("{rows}, one for each row");
+        let params = match (self.sampling, matches!(request, Request::Sample { .. })) {
+            (Some(params), true) => params,
+            (None, false) => return Ok(()),
+            (None, true) if rows == 0 || self.on_device.sampling.is_some() => return Ok(()),
+            (None, true) => return Err(Error::shape(what, each(), "none", "pass those of every row")),
+            (Some(_), false) => {
+                let fix = "ask for Request::sample(), or leave them out";
+                return Err(Error::request(what, format!("none with {request}"), "some", fix));
+            }
+        };
+        if params.len() != rows {
+            let fix = "pass those of the rows that you bring";
+            return Err(Error::shape(what, each(), params.len(), fix));
+        }
+        params.iter().enumerate().try_for_each(|(row, params)| params.check(row))
+    }
+
     /// The inputs of the rows `range`, of `rows` in all; adjustments are not cut.
     pub(crate) fn rows(&self, range: Range<usize>, rows: usize) -> Self {
         let targets = self.targets.map(|targets| {

@@ -107,6 +107,12 @@ pub struct ShardInfo {
     pub bytes: u64,
 }
 
+/// Bytes of one vocabulary id: `hidden_size` weights of `dtype`, and an f32 each for the scale and the bias
+/// where there is one.
+pub fn row_bytes(hidden_size: usize, dtype: DType, scaled: bool, bias: bool) -> u64 {
+    (hidden_size * dtype.size()) as u64 + 4 * (u64::from(scaled) + u64::from(bias))
+}
+
 impl HeadShard {
     /// A description of the shard, without its weights.
     pub fn info(&self) -> ShardInfo {
@@ -344,10 +350,8 @@ impl HeadShard {
 
     /// Bytes of weights, scales and bias of this shard.
     pub fn bytes(&self) -> u64 {
-        let (rows, dtype) = (self.vocab.len() as u64, self.matrix.dtype());
-        let floats = |there: bool| if there { 4 * rows } else { 0 };
-        let weights = rows * (self.hidden_size * dtype.size()) as u64;
-        weights + floats(self.scales().is_some()) + floats(self.has_bias())
+        let (scaled, bias) = (self.scales().is_some(), self.has_bias());
+        self.vocab.len() as u64 * row_bytes(self.hidden_size, self.matrix.dtype(), scaled, bias)
     }
 
     /// True where the weights are read from a mapping of their file, which must not change meanwhile.

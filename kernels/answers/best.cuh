@@ -43,9 +43,21 @@ struct Best {
     const bool wanted = has && key_of(value_bits, id) >= bar;
     const uint32_t votes = vote_ballot(wanted);
     if (!votes) return;
+    if (k == 1) return replace(wanted, value_bits, id);
     if (wanted) st_shared_v2(at(count + popc_b32(votes & ((1u << lane_id()) - 1))), {value_bits, id});
     count += popc_b32(votes);
     if (count > kPlaces - 32) keep();
+  }
+
+  // For k = 1: the best of the lanes' candidates takes the only place. `keep` would leave the same, but of a
+  // list that the first tiles of a matmul, which have no bar, would fill with all of their ids.
+  DEVICE void replace(bool has, uint32_t value_bits, uint32_t id) {
+    const uint32_t value = ordered(mov_f32_b32(value_bits)), most = redux_max_u32(has ? value : 0);
+    const uint32_t least_id = ~redux_max_u32(has && value == most ? ~id : 0);
+    if (has && value == most && id == least_id) st_shared_v2(at(0), {value_bits, id});
+    bar_warp_sync();
+    count = 1;
+    bar = uint64_t(most) << 32 | ~least_id;
   }
 
   // Sorts, best first, and keeps the best k.

@@ -29,8 +29,7 @@ struct Warps {
     const uint32_t lane = lane_id(), warp = threadIdx.x / 32;
     best.keep();
     all.sum.merge_lanes();
-#pragma unroll
-    for (uint32_t distance = 16; distance; distance /= 2) all.status |= shfl_bfly(all.status, distance);
+    all.status = redux_or_b32(all.status);
     if (lane == 0) {
       const uint32_t to = row(warp);
       for (uint32_t i = 0; i < 3; ++i)

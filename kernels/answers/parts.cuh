@@ -11,7 +11,11 @@ constexpr int32_t kHighestDigit = 94549;
 
 // The ids of part i.
 DEVICE Ids ids_of(const PartialParts &p, uint32_t i) {
-  if (p.part_ids) return cut(uint64_t(i) * p.part_ids, (uint64_t(i) + 1) * p.part_ids, p.vocab);
+  if (p.part_ids) {
+    const uint32_t whole = i < p.whole_parts ? i : p.whole_parts;
+    const uint64_t first = uint64_t(whole) * p.part_ids + uint64_t(i - whole) * p.tail_ids;
+    return cut(first, first + (i < p.whole_parts ? p.part_ids : p.tail_ids), p.vocab);
+  }
   return shard_ids(p.vocab, p.shards, i);
 }
 

@@ -109,9 +109,11 @@ inline uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
 
 // Warps.
 enum class Shuffle { butterfly, index, up, down };
+enum class Reduction { max, bit_or };
 void bar_warp_sync(uint32_t mask);
 uint32_t elect_sync();
 uint32_t vote_ballot(const char *instruction, bool predicate, uint32_t mask);
+uint32_t redux(const char *instruction, Reduction kind, uint32_t v, uint32_t mask);
 uint32_t shuffle(const char *instruction, Shuffle kind, uint32_t v, uint32_t operand, uint32_t mask);
 
 // Matrix instructions of a warp.

@@ -156,6 +156,23 @@ uint32_t vote_ballot(const char *instruction, bool predicate, uint32_t mask) {
   return vote.votes;
 }
 
+uint32_t redux(const char *instruction, Reduction kind, uint32_t v, uint32_t mask) {
+  Fiber &self = enter(instruction);
+  check_values(self, &v, sizeof v);
+  void *const *operands = self.warp->operands;
+  if (meet(self, mask, 0, kNowhere, &v)) {
+    uint32_t all = 0;
+    for (uint32_t rest = mask; rest; rest &= rest - 1) {
+      const uint32_t one = *static_cast<uint32_t *>(operands[__builtin_ctz(rest)]);
+      all = kind == Reduction::bit_or ? all | one : one > all ? one : all;
+    }
+    for (uint32_t rest = mask; rest; rest &= rest - 1)
+      *static_cast<uint32_t *>(operands[__builtin_ctz(rest)]) = all;
+    release(self, mask);
+  }
+  return v;
+}
+
 uint32_t shuffle(const char *instruction, Shuffle kind, uint32_t v, uint32_t operand, uint32_t mask) {
   Fiber &self = enter(instruction);
   struct Exchange {

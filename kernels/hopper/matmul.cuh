@@ -7,6 +7,10 @@
 // weights or more, several microseconds of an SM's share of the memory bandwidth. That hides the epilogue
 // where memory is the limit, so there is no second set of math warps. For many rows, where the tensor cores
 // are, they wait while the epilogue runs.
+//
+// A last wave of whole tiles would leave SMs without work. Where weights are what takes time, its ids are cut
+// into equal pieces instead, one for each block (MatmulParams::tail_ids). Only a piece's ids are copied. The
+// instructions compute 64 ids all the same: the spare ones, of whatever the stages held, are never stored.
 #pragma once
 #include "hopper/tile.cuh"
 #include "step.cuh"
@@ -29,6 +33,7 @@ struct Producer {
   // Announces the bytes of a stage, with those of its rows and those that the other block of the cluster
   // copies, and starts the copies of the block's part of the weights.
   DEVICE void weights(const Walk<T> &at, const Ring<T> &to) const {
+    if (is_piece<T>(p, at.tile)) return piece(at, to);
     const uint32_t here = at.here(p), first = T::kSharesWeights ? rank_in_cluster<T>() * T::kBlocksCopied : 0;
     const uint32_t first_block = tile_coord<T>(p, at.tile).first_id / kPackedIds;
     // Behind the last pair of packed blocks it is copied again: what becomes of it is not used.
@@ -39,6 +44,26 @@ struct Producer {
       const uint32_t wanted = first_block + block, number = wanted < last_block ? wanted : last_block;
       copy<T::kSharesWeights>(to.weights(block), packed_column(p.weights, number, at.column),
                               here * kBlockBytes, to);
+    }
+  }
+
+  // The same for a piece, which may lie in more packed blocks than a stage has: runs of ids that are together
+  // in both, column by column.
+  DEVICE void piece(const Walk<T> &at, const Ring<T> &to) const {
+    const matmul::TileCoord ids = tile_coord<T>(p, at.tile);
+    const uint32_t here = at.here(p), groups = (ids.end_id - ids.first_id - 1) / kGroupIds + 1;
+    mbarrier_arrive_expect_tx(to.full(), here * (groups * kGroupBytes + T::kRowColumn));
+#pragma unroll 1
+    for (uint32_t group = 0, run; group < groups; group += run) {
+      const uint32_t from = ids.first_id / kGroupIds + group, in_packed = from % kBlockGroups;
+      const uint32_t in_stage = group % kBlockGroups;
+      run = kBlockGroups - (in_packed > in_stage ? in_packed : in_stage);
+      if (run > groups - group) run = groups - group;
+#pragma unroll 1
+      for (uint32_t column = 0; column < here; ++column)
+        bulk_load(to.weights(group / kBlockGroups) + column * kBlockBytes + in_stage * kGroupBytes,
+                  packed_column(p.weights, from / kBlockGroups, at.column + column) + in_packed * kGroupBytes,
+                  run * kGroupBytes, to.full());
     }
   }
 
@@ -170,17 +195,23 @@ struct Consumer {
     constexpr uint32_t kRowParts = T::kBlockM / Part::kBlockM, kAccumulators = Part::kBlockM / 2;
 #pragma unroll 1
     for (uint32_t part = 0; part < T::kBlocksOfGroup * kRowParts; ++part) {
-      const matmul::TileCoord of_part = {at.first_id + part / kRowParts * Part::kBlockN,
-                                         at.first_row + part % kRowParts * Part::kBlockM};
+      matmul::TileCoord of_part = {at.first_id + part / kRowParts * Part::kBlockN,
+                                   at.first_row + part % kRowParts * Part::kBlockM,
+                                   T::kCluster == 1 ? at.end_id : p.vocab, at.part};
       if (of_part.first_id >= p.vocab || of_part.first_row >= p.row_count) continue;
-      // Copied by constant indices, since accumulators are registers.
+      if constexpr (T::kCluster > 1) of_part.part = of_part.first_id / Part::kBlockN;
+      // Copied by constant indices, since accumulators are registers. Those of spare ids become zeros, of
+      // which no flag can tell anything that is not true of the last id: accumulator i is of the lane's first
+      // id or, where i / 2 is odd, of the one 8 behind it.
+      const uint32_t id = at.first_id + threadIdx.x / 32 * 16 + lane_id() / 4;
+      const bool own[] = {T::kCluster > 1 || id < at.end_id, T::kCluster > 1 || id + 8 < at.end_id};
       Accumulator some[kAccumulators];
 #pragma unroll
       for (uint32_t n = 0; n < T::kBlocksOfGroup * kRowParts; ++n)
         if (n == part)
 #pragma unroll
           for (uint32_t i = 0; i < kAccumulators; ++i)
-            some[i] = d[n / kRowParts][n % kRowParts * kAccumulators + i];
+            some[i] = own[i / 2 % 2] ? d[n / kRowParts][n % kRowParts * kAccumulators + i] : 0;
       matmul::epilogue<Part>(p, of_part, some);
     }
   }

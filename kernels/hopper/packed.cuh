@@ -10,6 +10,8 @@ namespace hopper {
 using namespace ptx;
 
 constexpr uint32_t kPackedIds = 64, kBlockBytes = kPackedIds * kRowBytes;  // 64 ids x 128 bytes of k
+// The fewest ids that can be copied: the swizzle's pattern repeats after them.
+constexpr uint32_t kGroupIds = 8, kGroupBytes = kGroupIds * kRowBytes, kBlockGroups = kPackedIds / kGroupIds;
 
 // Columns of 128 bytes that a row takes; the last may not be full.
 template <uint32_t kElementBytes>

@@ -20,6 +20,11 @@ struct Part {
   static constexpr uint32_t kWarpN = 16, kWarpM = kBlockM, kThreads = 2 * kBlockN, kWarpsN = kBlockN / kWarpN;
   static constexpr uint32_t kLogitPitch = 4 * (kBlockN + 4);
   static constexpr uint32_t kLogitRoom = kBlockM * kLogitPitch + kThreads / 32 * answers::Best::kBytes;
+  // Parts of the vocabulary that partials are of.
+  DEVICE static uint32_t parts(const MatmulParams &p) {
+    if (p.tail_ids) return p.whole_tiles + (p.vocab - p.whole_tiles * kBlockN - 1) / p.tail_ids + 1;
+    return (p.vocab - 1) / kBlockN + 1;
+  }
   // Synchronises the warps that multiply, without those that copy.
   DEVICE static void sync() { barrier_sync(1, kThreads); }
 };
@@ -106,6 +111,7 @@ struct Ring {
 // Tiles of clusters.
 template <class T>
 DEVICE uint32_t tiles_of(const MatmulParams &p) {
+  if (T::kCluster == 1 && p.tail_ids) return T::Part::parts(p);
   using Whole = typename T::OfCluster;
   return ((p.vocab - 1) / Whole::kBlockN + 1) * ((p.row_count - 1) / Whole::kBlockM + 1);
 }
@@ -114,9 +120,19 @@ DEVICE uint32_t rank_in_cluster() {
   if constexpr (T::kCluster > 1) return cluster_block_rank();
   return 0;
 }
+// Whether a tile is a piece of the last wave, which may begin at any multiple of 8 ids.
+template <class T>
+DEVICE bool is_piece(const MatmulParams &p, uint32_t tile) {
+  return T::kCluster == 1 && p.tail_ids && tile >= p.whole_tiles;
+}
 // The block's part of a cluster's tile: it may begin behind the last id or row.
 template <class T>
 DEVICE matmul::TileCoord tile_coord(const MatmulParams &p, uint32_t tile) {
+  if (is_piece<T>(p, tile)) {
+    const uint32_t first_id = p.whole_tiles * T::kBlockN + (tile - p.whole_tiles) * p.tail_ids;
+    const uint32_t left = p.vocab - first_id;
+    return {first_id, 0, first_id + (left < p.tail_ids ? left : p.tail_ids), tile};
+  }
   matmul::TileCoord of_block = matmul::tile_coord<typename T::OfCluster>(p, tile);
   if constexpr (T::kSharesRows) of_block.first_id += rank_in_cluster<T>() * T::kBlockN;
   if constexpr (T::kSharesWeights) of_block.first_row += rank_in_cluster<T>() * T::kBlockM;

@@ -79,7 +79,7 @@ template <class T, class AnyAccumulators>
 DEVICE void dequant_bias(const MatmulParams &p, const TileCoord &at, const AnyAccumulators &d) {
   constexpr uint32_t kParts = T::kWarpN / 16, kRowParts = T::kWarpM / 8;
   const uint32_t lane = lane_id();
-  const TileCoord of_warp = warp_coord<T>(threadIdx.x / 32);
+  const WarpCoord of_warp = warp_coord<T>(threadIdx.x / 32);
   const uint32_t column = of_warp.first_id + lane / 4, row = of_warp.first_row + lane % 4 * 2;
   const float scale = p.softcap != 0 ? 1.0f : p.scale;
   float weight_scale[kParts][2], bias[kParts][2];
@@ -89,7 +89,7 @@ DEVICE void dequant_bias(const MatmulParams &p, const TileCoord &at, const AnyAc
     for (uint32_t half = 0; half < 2; ++half) {
       // Ids behind the last have its scale and bias, so that they set the same flags as it does.
       const uint32_t wanted = at.first_id + column + i * 16 + half * 8,
-                     id = wanted < p.vocab ? wanted : p.vocab - 1;
+                     id = wanted < at.end_id ? wanted : at.end_id - 1;
       if constexpr (T::Type::kWeightScales) weight_scale[i][half] = load_f32(p.weights.scales + id);
       bias[i][half] = p.weights.bias ? load_f32(p.weights.bias + id) : -0.0f;
     }
@@ -170,7 +170,7 @@ DEVICE uint32_t first_not_below(const uint32_t *ids, uint32_t from, uint32_t end
 template <class T>
 DEVICE void adjust(const MatmulParams &p, const TileCoord &at) {
   const LogitAdjustments &a = p.adjustments;
-  const uint32_t end_id = at.first_id + T::kBlockN < p.vocab ? at.first_id + T::kBlockN : p.vocab;
+  const uint32_t end_id = at.first_id + T::kBlockN < at.end_id ? at.first_id + T::kBlockN : at.end_id;
   for (uint32_t r = threadIdx.x; r < T::kBlockM && at.first_row + r < p.row_count; r += T::kThreads) {
     const uint32_t row = at.first_row + r;
     if (a.logit_bias_offsets) {
@@ -199,8 +199,7 @@ DEVICE void adjust(const MatmulParams &p, const TileCoord &at) {
   }
 }
 
-// Mask and temperature: a warp has a row. Each lane has the ids lane, lane + 32, ..., so one bit of each word
-// of the mask.
+// Mask and temperature: a warp has a row. Each lane has the ids lane, lane + 32, ...
 template <class T>
 DEVICE void mask_temperature(const MatmulParams &p, const TileCoord &at, bool adjusted) {
   const LogitAdjustments &a = p.adjustments;
@@ -214,10 +213,10 @@ DEVICE void mask_temperature(const MatmulParams &p, const TileCoord &at, bool ad
 #pragma unroll
     for (uint32_t i = 0; i < T::kBlockN / 32; ++i) {
       const uint32_t id = at.first_id + 32 * i + lane;
-      if (id >= p.vocab) continue;
+      if (id >= at.end_id) continue;
       const uint32_t from = logit_address<T>(r, 32 * i + lane);
       float v = ld_shared_f32(from);
-      if (a.allowed && !(ld_global_u32(a.allowed + row * a.allowed_pitch + id / 32) >> lane & 1))
+      if (a.allowed && !(ld_global_u32(a.allowed + row * a.allowed_pitch + id / 32) >> id % 32 & 1))
         v = -kInfinity;
       good &= v < kInfinity, any |= v > -kInfinity;
       if (temperature != 0) {
@@ -309,7 +308,7 @@ DEVICE void store_narrow(const MatmulParams &p, const TileCoord &at, Type type, 
 #pragma unroll
     for (uint32_t i = 0; i < T::kBlockN / 32; ++i) {
       const uint32_t column = 32 * i + lane_id(), id = at.first_id + column;
-      if (id >= p.vocab) continue;
+      if (id >= at.end_id) continue;
       const float v = ld_shared_f32(logit_address<T>(r, column));
       store_logit(type, to + uint64_t(id) * kBytes, v);
       if (overflows(type, mov_b32_f32(v)))
@@ -320,7 +319,7 @@ DEVICE void store_narrow(const MatmulParams &p, const TileCoord &at, Type type, 
 
 template <class T, class Type>
 DEVICE void store(const MatmulParams &p, const TileCoord &at, Type type, void *data) {
-  if ((uint64_t(data) | p.logits.pitch) % 16 == 0 && at.first_id + T::kBlockN <= p.vocab)
+  if ((uint64_t(data) | p.logits.pitch) % 16 == 0 && at.first_id + T::kBlockN <= at.end_id)
     store_wide<T>(p, at, type, static_cast<uint8_t *>(data));
   else
     store_narrow<T>(p, at, type, static_cast<uint8_t *>(data));
@@ -339,13 +338,19 @@ DEVICE void find_best(const MatmulParams &p, const TileCoord &at, uint8_t *parti
     uint32_t *bar = p.partials.bars + at.first_row + r;
     const uint32_t known = ld_relaxed_u32(bar);
     Best best(list, p.partials.k, known);
+    U32x2 own = {0xff800000u, 0};  // the best of the lane's, which alone is offered where one is wanted
 #pragma unroll
     for (uint32_t i = 0; i < T::kBlockN / 32; ++i) {
-      const uint32_t id = at.first_id + 32 * i + lane;
-      best.offer(id < p.vocab, ld_shared_u32(logit_address<T>(r, 32 * i + lane)), id);
+      const uint32_t id = at.first_id + 32 * i + lane,
+                     bits = ld_shared_u32(logit_address<T>(r, 32 * i + lane));
+      if (best.k > 1)
+        best.offer(id < at.end_id, bits, id);
+      else if (id < at.end_id && mov_f32_b32(bits) > mov_f32_b32(own.x))
+        own = {bits, id};
     }
+    if (best.k == 1) best.offer(true, own.x, own.y);
     if (best.count >= best.k) {
-      best.keep();
+      if (best.k > 1) best.keep();  // one alone is kept already
       if (lane == 0 && best.least() > known) atom_max_u32(bar, best.least());
     } else {
       bar_warp_sync();
@@ -380,7 +385,7 @@ DEVICE void count_greater(const MatmulParams &p, const TileCoord &at, uint8_t *p
         const uint32_t id = at.first_id + 32 * i + lane,
                        bits = ld_shared_u32(logit_address<T>(r, 32 * i + lane));
         num_greater +=
-            popc_b32(vote_ballot(id < p.vocab && answers::key_of(bits, p.partials.first_id + id) > key));
+            popc_b32(vote_ballot(id < at.end_id && answers::key_of(bits, p.partials.first_id + id) > key));
       }
       if (lane == 0) st_global_u32(out + 4 * n, target.y != UINT32_MAX ? num_greater : 0);
     }
@@ -403,7 +408,7 @@ DEVICE void add_up(const MatmulParams &p, const TileCoord &at, uint8_t *partials
         const uint32_t words[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
         for (uint32_t j = 0; j < 4; ++j)
-          some[i + j] = at.first_id + column + i + j < p.vocab ? mov_f32_b32(words[j]) : -kInfinity;
+          some[i + j] = at.first_id + column + i + j < at.end_id ? mov_f32_b32(words[j]) : -kInfinity;
       }
       sum.add(some);
     }
@@ -427,7 +432,7 @@ DEVICE void draw(const MatmulParams &p, const TileCoord &at) {
                      kWarps = T::kThreads / 32;
   static_assert(kLanes == 16 || kLanes == 32, "whole rows in a warp");
   const uint32_t lane = lane_id(), part = lane % kLanes, first_lane = lane - part, column = kEach * part;
-  const uint32_t tiles = (p.vocab + T::kBlockN - 1) / T::kBlockN;
+  const uint32_t parts = T::parts(p);
 #pragma unroll 1
   for (uint32_t turn = threadIdx.x / 32 * kRowsAtOnce; turn < T::kBlockM && at.first_row + turn < p.row_count;
        turn += kWarps * kRowsAtOnce) {
@@ -447,7 +452,7 @@ DEVICE void draw(const MatmulParams &p, const TileCoord &at) {
                            mov_f32_b32(four.w)};
 #pragma unroll
     for (uint32_t i = 0; i < kEach; ++i)
-      if (at.first_id + column + i >= p.vocab) logits[i] = -kInfinity;
+      if (at.first_id + column + i >= at.end_id) logits[i] = -kInfinity;
     const DrawScale scale = DrawScale::of(sampling.temperature);
     const uint32_t first_id = p.partials.first_id + at.first_id + column;
     U32x4 noise = {0, 0, 0, 0};
@@ -471,7 +476,7 @@ DEVICE void draw(const MatmulParams &p, const TileCoord &at) {
     }
     const bool nobody = drawn.id == Draw::kNobody;
     Candidate *out =
-        reinterpret_cast<Candidate *>(p.partials.data) + uint64_t(row) * tiles + at.first_id / T::kBlockN;
+        reinterpret_cast<Candidate *>(p.partials.data) + uint64_t(row) * parts + at.part;
     if (is_row && speaks)
       st_global_v2(out, {nobody ? 0xff800000u : mov_b32_f32(drawn.logit), nobody ? 0 : drawn.id});
   }
@@ -480,11 +485,10 @@ DEVICE void draw(const MatmulParams &p, const TileCoord &at) {
 // Stores what the tile knows of its rows, PartialRows, instead of logits.
 template <class T>
 DEVICE void summarise(const MatmulParams &p, const TileCoord &at) {
-  const uint32_t ids = p.vocab - at.first_id < T::kBlockN ? p.vocab - at.first_id : T::kBlockN;
+  const uint32_t left = at.end_id - at.first_id, ids = left < T::kBlockN ? left : T::kBlockN;
   const uint32_t k = p.partials.k, targets = p.partials.target_count;
   const auto stride = [=](uint32_t ids) { return answers::partial_bytes(k < ids ? k : ids, targets); };
-  // All tiles before this one have T::kBlockN ids.
-  uint8_t *partials = p.partials.data + at.first_id / T::kBlockN * (p.row_count * stride(T::kBlockN));
+  uint8_t *partials = p.partials.data + at.part * (p.row_count * stride(T::kBlockN));
   find_best<T>(p, at, partials, stride(ids));
   if (targets) count_greater<T>(p, at, partials, stride(ids), k < ids ? k : ids);
   add_up<T>(p, at, partials, stride(ids));

@@ -67,7 +67,7 @@ DEVICE void run_targets(const TargetLogitsParams &params) {
   const uint32_t parts = (params.per_row + LMHEAD_TARGETS - 1) / LMHEAD_TARGETS;
   const TargetCoord at = {blockIdx.x / parts * T::kBlockM, blockIdx.x % parts * LMHEAD_TARGETS};
   // With this first_id find_rows sets no status: that is the product's.
-  const TileCoord of_rows = {kNoTarget, at.row};
+  const TileCoord of_rows = {kNoTarget, at.row, kNoTarget, 0};
   const uint32_t ahead = (LMHEAD_TARGET_STAGES - 1) * T::kStep;
   const uint32_t column = threadIdx.x / 8, vector = threadIdx.x % 8, lane = lane_id(),
                  warp = threadIdx.x / 32;

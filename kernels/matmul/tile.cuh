@@ -70,6 +70,8 @@ struct Tile {
   static constexpr uint32_t kLogitRoom = LMHEAD_MIN_STAGES * kStageBytes;
   static_assert(kBlockM * kLogitPitch <= kLogitRoom, "the stages hold a tile of logits");
   static_assert(kLogitRoom <= 101376, "compute capability 8.6 and 8.9 have 99 KB for a block");
+  // Parts of the vocabulary that partials are of: the tiles of ids.
+  DEVICE static uint32_t parts(const MatmulParams &p) { return (p.vocab - 1) / kBlockN + 1; }
   // Synchronises the threads of the epilogue: here those of the block.
   DEVICE static void sync() { barrier_sync_all(); }
 };
@@ -78,6 +80,8 @@ struct Tile {
 // together then read the same weights, and rows that still fit the second-level cache.
 struct TileCoord {
   uint32_t first_id, first_row;
+  uint32_t end_id;  // behind the last of its ids
+  uint32_t part;    // which of the parts that partials are of
 };
 template <class T>
 DEVICE TileCoord tile_coord(const MatmulParams &p, uint32_t block) {
@@ -87,7 +91,8 @@ DEVICE TileCoord tile_coord(const MatmulParams &p, uint32_t block) {
   const uint32_t whole = row_tiles < kGroup ? row_tiles : kGroup;
   const uint32_t group = block / (whole * id_tiles), rest = block % (whole * id_tiles);
   const uint32_t left = row_tiles - group * whole, width = left < whole ? left : whole;
-  return {rest / width * T::kBlockN, (group * whole + rest % width) * T::kBlockM};
+  const uint32_t part = rest / width;
+  return {part * T::kBlockN, (group * whole + rest % width) * T::kBlockM, p.vocab, part};
 }
 
 // No row: past the end, or a bad index.
@@ -138,8 +143,11 @@ DEVICE U32x4 load_halves(const uint8_t *from, uint32_t bytes) {
 }
 
 // The first id and row, within the tile, of a warp's part.
+struct WarpCoord {
+  uint32_t first_id, first_row;
+};
 template <class T>
-DEVICE TileCoord warp_coord(uint32_t warp) {
+DEVICE WarpCoord warp_coord(uint32_t warp) {
   return {warp % T::kWarpsN * T::kWarpN, warp / T::kWarpsN * T::kWarpM};
 }
 

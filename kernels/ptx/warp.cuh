@@ -44,6 +44,20 @@ PTX bool vote_all(bool predicate, uint32_t mask = kFullWarp) {
   return vote;
 }
 
+// redux: of the values of all lanes.
+PTX uint32_t redux_max_u32(uint32_t v, uint32_t mask = kFullWarp) {
+  uint32_t out;
+  EITHER(out = emulated::redux("redux.sync.max.u32", emulated::Reduction::max, v, mask),
+         asm volatile("redux.sync.max.u32 %0, %1, %2;" : "=r"(out) : "r"(v), "r"(mask)));
+  return out;
+}
+PTX uint32_t redux_or_b32(uint32_t v, uint32_t mask = kFullWarp) {
+  uint32_t out;
+  EITHER(out = emulated::redux("redux.sync.or.b32", emulated::Reduction::bit_or, v, mask),
+         asm volatile("redux.sync.or.b32 %0, %1, %2;" : "=r"(out) : "r"(v), "r"(mask)));
+  return out;
+}
+
 // shfl: the value of another lane; all 32 lanes are one segment. A lane number outside of it gives the lane's
 // own value.
 PTX uint32_t shfl_bfly(uint32_t v, uint32_t lane_mask, uint32_t mask = kFullWarp) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import byref, c_int64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import _sys
@@ -83,6 +83,13 @@ class Request:
         flags |= 0 if logprobs is None else _sys.LMHEAD_WITH_LOGPROBS
         flags |= _sys.LMHEAD_PROCESSED if processed else 0
         return cls(_sys.LMHEAD_SAMPLE, logprobs or 0, flags=flags)
+
+    def asynchronous(self) -> Request:
+        """The same in a step on a device that `run` only queues, as a CUDA graph's replay does.
+
+        All inputs are there, and the host decides nothing. `async_status` tells faults, and the next step.
+        """
+        return replace(self, flags=self.flags | _sys.LMHEAD_ASYNCHRONOUS)
 
     @property
     def told(self) -> bool:

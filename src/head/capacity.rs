@@ -17,7 +17,7 @@ use super::wire::{Via, Who};
 use crate::backend::{Arrivals, Inputs, On, Payload};
 use crate::config::Verify;
 use crate::error::{Disagreement, Error, Result};
-use crate::exchange::{Exchange, Operation};
+use crate::exchange::{Call, Exchange, Operation};
 use crate::layout::{HeadGroup, even_part};
 use crate::memory::{Span, SpanMut, Stream};
 use crate::result::{DeviceInputs, Request};
@@ -64,10 +64,7 @@ impl Padded {
 
 /// Takes the first `bytes` bytes of `left`, which then begins at the next multiple of `ALIGNED`.
 pub(super) fn take<'b>(left: &mut SpanMut<'b>, bytes: usize) -> SpanMut<'b> {
-    let whole = std::mem::replace(left, SpanMut::EMPTY);
-    let (taken, rest) = whole.split_at(bytes.next_multiple_of(ALIGNED));
-    *left = rest;
-    taken.part(0..bytes)
+    left.take(bytes.next_multiple_of(ALIGNED)).part(0..bytes)
 }
 
 impl QueuedSteps {
@@ -154,6 +151,15 @@ impl LmHead {
     /// replayed.
     pub(super) fn check_capture(&self, on: &On<'_>) -> Result<()> {
         let open = &self.wire.open;
+        if open.asynchronous {
+            let fix = "leave out StepOptions::asynchronous: the graph waits for nobody anyway";
+            return Err(Error::request(
+                "a step that is captured",
+                "one like any other",
+                "an asynchronous one",
+                fix,
+            ));
+        }
         if !open.queued {
             let wanted = "a step for which no host waits (LmHead::is_capturable)";
             let got = format!("{}, {}", open.request, open.header.mode);
@@ -167,6 +173,37 @@ impl LmHead {
             return Err(Error::request("workspace of a captured step", wanted, "none", fix));
         }
         Ok(())
+    }
+
+    /// Remembers the end of an asynchronous step on `stream`, which is that of those before it, too.
+    pub(super) fn remember_unwaited(&mut self, stream: Stream) -> Result<()> {
+        let call = self.wire.open.call;
+        let Some(device) = self.wire.exchange.device() else { return Ok(()) };
+        let end =
+            device.mark(&call, stream).map_err(|fault| fault.into_error(&call, self.wire.group.ranks()))?;
+        if let Some((_, before)) = self.unwaited.replace((stream, end)) {
+            device.forget(before);
+        }
+        Ok(())
+    }
+
+    /// Waits for asynchronous steps that still run, until the call's deadline.
+    pub(super) fn await_unwaited(&mut self, call: &Call) -> Result<()> {
+        let (Some((_, end)), Some(device)) = (self.unwaited.take(), self.wire.exchange.device()) else {
+            return Ok(());
+        };
+        let waited = device.wait(None, end, call, &*self.wire.exchange);
+        waited.map_err(|fault| fault.into_error(call, self.wire.group.ranks()))
+    }
+
+    /// [`LmHead::await_unwaited`] before memory that they use is given back, or their channel made anew. What
+    /// has not ended by its timeout is ended by the transport.
+    pub(super) fn leave_unwaited(&mut self) {
+        if self.unwaited.is_some() && self.maker.check("the head").is_ok() {
+            let call = self.call_from_now(Operation::Idle, self.config.timeout);
+            // Faults are told by the next step, or by the rebuilding.
+            let _ = self.await_unwaited(&call);
+        }
     }
 
     /// An error where earlier queued work has failed in the meantime; the head is then poisoned.

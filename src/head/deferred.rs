@@ -177,20 +177,20 @@ impl LmHead {
         let exchange = &self.wire.exchange;
         let Some(device) = exchange.device() else { return };
         // A panic may have come when a collective was queued but not in the list, or in the wait for it.
-        if !self.wire.deferred.is_empty() || std::thread::panicking() {
+        // Those of an asynchronous step are in no list.
+        if !self.wire.deferred.is_empty() || self.wire.open.asynchronous || std::thread::panicking() {
             device.abort(&Fault::Abandoned { member: exchange.me(), reason: reason.into() });
         }
         for Deferred { before, behind, .. } in self.wire.deferred.drain(..) {
             device.forget(before);
             device.forget(behind);
         }
-        if let Ok(end) = device.mark(call, stream) {
-            let until = Instant::now() + LEAVES;
-            while Instant::now() < until && device.marks().is_reached(end) == Ok(false) {
-                std::thread::sleep(Duration::from_micros(50));
-            }
-            device.forget(end);
+        // Where the end cannot be marked, it may come at any time.
+        let (end, until) = (device.mark(call, stream).ok(), Instant::now() + LEAVES);
+        while Instant::now() < until && end.is_none_or(|end| device.marks().is_reached(end) == Ok(false)) {
+            std::thread::sleep(Duration::from_micros(50));
         }
+        end.into_iter().for_each(|end| device.forget(end));
         if let Some(loaded) = &mut self.loaded {
             // Where the device has failed, the error says it already.
             let _ = loaded.remember_queued(&On { stream, workspace: None });

@@ -26,7 +26,6 @@ use super::buffers::{Arena, bytes_of, fill, starts_of, sum};
 use super::run::{Compute, Lists, Run, Small, StepScratch};
 use super::wire::Who;
 use super::{LmHead, placed};
-use crate::adjust::in_vocabulary;
 use crate::backend::{Job, Out, Pass, Which};
 use crate::error::{Error, Result};
 use crate::exchange::Operation;
@@ -105,54 +104,6 @@ impl LmHead {
         }
         let size = self.wire.group.size();
         self.config.logprobs_chunk_rows(size, self.hidden_dtype, targets, top_n).map(|_| ())
-    }
-
-    /// Checks that each row has as many targets as the request says, all in the vocabulary, before any is
-    /// sent.
-    pub(super) fn check_targets(&self, inputs: &RowInputs<'_>) -> Result<()> {
-        let (header, vocab_size) = (&self.wire.open.header, self.config.vocab_size);
-        let request = self.wire.open.request;
-        let Request::Logprobs { targets: per_row, .. } = request else {
-            return match inputs.targets {
-                None => Ok(()),
-                Some(_) => {
-                    let what = format!("none with {request}");
-                    Err(Error::request("targets", what, "some", "ask for logprobs, or leave them out"))
-                }
-            };
-        };
-        let each = || match per_row {
-            1 => format!("{} ids, one for each row", header.rows),
-            n => {
-                format!("{} ids, {n} for each of {} rows", header.rows.saturating_mul(n as u64), header.rows)
-            }
-        };
-        let targets = match inputs.targets {
-            Some(targets) => targets,
-            None if header.rows == 0 || inputs.on_device.targets.is_some() => return Ok(()),
-            None => {
-                return Err(Error::shape(
-                    "targets",
-                    each(),
-                    "none",
-                    "pass the ids whose logprobs are wanted",
-                ));
-            }
-        };
-        if header.rows.checked_mul(per_row as u64) != Some(targets.len() as u64) {
-            let fix = "pass the ids of the rows that you bring";
-            return Err(Error::shape("targets", each(), targets.len(), fix));
-        }
-        let bad = |id: i64| id != NO_TARGET_ID && !in_vocabulary(id, vocab_size);
-        match targets.iter().position(|&id| bad(id)) {
-            None => Ok(()),
-            Some(at) => Err(Error::request(
-                format!("target of row {}", at / per_row),
-                format!("an id from 0 to {}, or {NO_TARGET_ID} for none", vocab_size - 1),
-                targets[at],
-                "pass ids of this head's vocabulary",
-            )),
-        }
     }
 }
 

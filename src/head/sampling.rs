@@ -24,7 +24,6 @@
 mod cuts;
 mod on_device;
 
-use super::LmHead;
 use super::buffers::{Arena, bytes_of, fill, sum};
 use super::logprobs::{Telling, Told};
 use super::run::{Compute, Lists, Run, Small, StepScratch};
@@ -37,7 +36,7 @@ use crate::memory::{Span, SpanMut};
 use crate::merge::Candidate;
 use crate::merge::NO_TARGET;
 use crate::params::SamplingRow;
-use crate::result::{AnswerBuffers, Request, RowInputs, TokenLogprobs};
+use crate::result::{AnswerBuffers, RowInputs, TokenLogprobs};
 use crate::rows::HiddenRows;
 use crate::sampling::cut::{Kept, Sum};
 use crate::sampling::mass::Scale;
@@ -80,39 +79,10 @@ struct Filtered {
     kept: Kept,
 }
 
-const WHAT: &str = "sampling parameters";
-
 impl Room {
     /// Buffers of steps that a CUDA graph may capture.
     pub fn arenas(&mut self) -> [&mut Arena; 4] {
         self.unseen.arenas()
-    }
-}
-
-impl LmHead {
-    /// Checks that each row has parameters where the request samples, else none, before any are sent.
-    pub(super) fn check_sampling(&self, inputs: &RowInputs<'_>) -> Result<()> {
-        let request = self.wire.open.request;
-        let rows = self.wire.open.header.rows;
-        let each = || format!("{rows}, one for each row");
-        let params = match (inputs.sampling, matches!(request, Request::Sample { .. })) {
-            (Some(params), true) => params,
-            (None, false) => return Ok(()),
-            (None, true) if rows == 0 || inputs.on_device.sampling.is_some() => return Ok(()),
-            (None, true) => {
-                return Err(Error::shape("sampling parameters", each(), "none", "pass those of every row"));
-            }
-            (Some(_), false) => {
-                let what = format!("none with {request}");
-                let fix = "ask for Request::sample(), or leave them out";
-                return Err(Error::request("sampling parameters", what, "some", fix));
-            }
-        };
-        if params.len() as u64 != rows {
-            let fix = "pass those of the rows that you bring";
-            return Err(Error::shape("sampling parameters", each(), params.len(), fix));
-        }
-        params.iter().enumerate().try_for_each(|(row, params)| params.check(row))
     }
 }
 

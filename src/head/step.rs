@@ -44,6 +44,18 @@ pub struct StepOptions {
     /// Who knows the filters of a sampling step. Where the host does not read parameters, tensor-parallel
     /// ranks must pass the same ones: they are compared only in replays of a graph in capacity mode.
     pub filters: Filters,
+    /// [`LmHead::run_into`] returns when the step is queued, as a replay of a graph does: for steps that may
+    /// be captured ([`LmHead::is_capturable`]), outside of a capture. In capacity mode the device compares
+    /// the contract, and every rank says the same here: a mix ends by the timeout. The transport finds faults
+    /// within the timeout; [`FlightRecorder::fault`] and the next step tell them. Rows, inputs, workspace and
+    /// answer must live until the stream has passed the step, and the answer counts only if no fault is known
+    /// then. The head itself waits for such a step, until a timeout, before a step on another stream or in
+    /// host memory, and where it is rebuilt or dropped or gives memory back. A warm-up with as many rows, by
+    /// [`LmHead::warm_up_on_device`], makes the memory of such steps: what lacks is allocated behind the
+    /// work before.
+    ///
+    /// [`FlightRecorder::fault`]: super::FlightRecorder::fault
+    pub asynchronous: bool,
 }
 
 impl LmHead {
@@ -111,6 +123,13 @@ impl LmHead {
             return Err(Error::request("filters of a step", wanted, request, fix));
         }
         let queues = self.queues(counts, &request, options);
+        if options.asynchronous && !self.is_capturable(counts, &request, options) {
+            let wanted = "a step that could be captured (LmHead::is_capturable)";
+            let got = format!("{request}, {}", step::counts_field(counts).0);
+            let fix = "leave it out; or use a capacity or counts that are not verified, filters by the device, \
+                       and a transport that watches it (NCCL)";
+            return Err(Error::request("an asynchronous step", wanted, got, fix));
+        }
         let group = &self.wire.group;
         let own = counts.own(group.replica_of(group.me()), group.replicas())?;
         let (mode, counts_field) = step::counts_field(counts);
@@ -144,10 +163,12 @@ impl LmHead {
             Mode::Discover => true,
             // For other requests the header rides in the payload, and the host reads it there. Logprobs need
             // the counts first: their chunks follow from these. On a device the header rides there for
-            // replays of a graph, which no host sees.
+            // steps that no host waits for.
+            Mode::Capacity if options.asynchronous => false,
             Mode::Capacity => options.on_device || matches!(request, Request::Logprobs { .. }),
             Mode::Create => false,
         };
+        open.asynchronous = options.asynchronous;
         open.queued = queues && (group.size() == 1 || mode == Mode::Capacity || !open.verified);
         open.defers = queues && group.size() > 1;
         (open.deferred, open.stream) = (false, None);
@@ -298,8 +319,7 @@ impl LmHead {
     ) -> Result<()> {
         self.maker.check("the head")?;
         self.check_rows(&hidden)?;
-        self.check_targets(inputs)?;
-        self.check_sampling(inputs)?;
+        inputs.check(&self.wire.open.request, hidden.len(), self.config.vocab_size)?;
         self.check_adjustments(inputs)?;
         self.check_device_inputs(inputs)?;
         self.check_on(&on)?;
@@ -316,16 +336,26 @@ impl LmHead {
         // Inputs in host memory must be waited for: they go by way of memory that is used again.
         let here = inputs.targets.is_none() && inputs.sampling.is_none() && inputs.adjustments.is_none();
         let capturing = self.is_capturing(&on)?;
+        if !capturing
+            && self.unwaited.is_some_and(|(stream, _)| memory == Memory::Host || stream != on.stream)
+        {
+            let call = self.wire.open.call;
+            self.await_unwaited(&call)?;
+        }
         let (is_shared, warming_up) = (self.wire.group.size() > 1, self.warming_up);
         let open = &mut self.wire.open;
+        let unwaited = capturing || open.asynchronous;
         // A graph has a static shape, whatever rows a replay has; a warm-up makes room for it.
         open.padded =
-            is_shared && open.queued && open.header.mode == Mode::Capacity && (capturing || warming_up);
-        // Without a graph, a step of several ranks is waited for, so that the host can report a fault by its
-        // name.
-        open.queued &= (capturing || !is_shared) && (here || hidden.is_empty());
+            is_shared && open.queued && open.header.mode == Mode::Capacity && (unwaited || warming_up);
+        // Otherwise a step of several ranks is waited for, so that the host can report a fault by its name.
+        open.queued &= (unwaited || !is_shared) && (here || hidden.is_empty());
         if capturing {
             self.check_capture(&on)?;
+        } else if open.asynchronous && !open.queued {
+            let wanted = "targets, sampling parameters and adjustments in device memory";
+            let fix = "put them there, or leave out StepOptions::asynchronous";
+            return Err(Error::request("an asynchronous step", wanted, "some in host memory", fix));
         }
         if memory == Memory::Host {
             // It takes the place of the memory that steps on the device have had.
@@ -333,11 +363,12 @@ impl LmHead {
         }
         let kind = self.kind(&hidden, inputs, on.workspace.is_some());
         self.wire.open.deferred = self.knows(kind);
+        let unwaited = is_shared && self.wire.open.asynchronous;
         let LmHead { config, wire, backend, loaded, info, scratch, answer: arena, queued, .. } = self;
         scratch.capture(capturing);
         if let Some(loaded) = loaded {
             loaded.capture(capturing);
-            loaded.defer(wire.open.deferred);
+            loaded.defer(wire.open.deferred || unwaited);
         }
         // Alone, only the rows that are answered are computed.
         let own = if wire.is_alone() { answered } else { 0..hidden.len() };
@@ -351,15 +382,18 @@ impl LmHead {
         let mut run = Run { config, wire, backend, memory, stream, shard_bytes, first_row };
         let hidden = hidden.range(own);
         if run.wire.open.queued {
+            // What fails in the middle ends what is queued already.
+            run.wire.open.stream = unwaited.then_some(stream);
             run.watched(|run| run.request(&mut compute, hidden, &inputs, answer, scratch))?;
             if !capturing {
                 compute.loaded.remember_queued(&On { stream, workspace: None })?;
             }
+            run.wire.open.stream = None;
             if let Some(steps) = compute.loaded.capacity_steps() {
                 // A loaded shard always returns the same ones: the first set stays.
                 let _ = queued.steps.set(steps);
             }
-            return Ok(());
+            return if unwaited { self.remember_unwaited(stream) } else { Ok(()) };
         }
         if memory != Memory::Host || matches!(request, Request::Logits { .. }) {
             run.wire.open.stream = (is_shared && memory != Memory::Host).then_some(stream);
@@ -511,6 +545,7 @@ impl Drop for LmHead {
     /// memory that is freed now.
     fn drop(&mut self) {
         self.leave_step();
+        self.leave_unwaited();
         if let (Some(loaded), Ok(())) = (&mut self.loaded, self.maker.check("the head")) {
             // There is nobody to report an error to.
             let _ = loaded.wait_queued();

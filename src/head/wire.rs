@@ -27,6 +27,8 @@ pub(super) struct Open {
     pub call: Call,
     /// The host waits for nothing of the step: it only queues, and a CUDA graph may capture the step.
     pub queued: bool,
+    /// The caller wants the step queued, and not waited for.
+    pub asynchronous: bool,
     /// The host decides nothing of the step once its contract is checked.
     pub defers: bool,
     /// Collectives are waited for together, at the end of the step.

@@ -50,7 +50,8 @@ pub struct Cost {
     pub blocks_per_sm: u64,
     /// Bytes of weights that the whole device reads from memory.
     pub weight_bytes: u64,
-    /// Bytes that come through the L2 cache: weights and rows of the SM's blocks.
+    /// Bytes that come through the L2 cache: weights and rows of the SM's blocks. Of a piece of a tile only
+    /// its ids.
     pub l2_bytes: u64,
     /// Bytes through shared memory: written by copies, read by each warp for its part of the tile, and twice
     /// the logits of the epilogue.
@@ -72,9 +73,20 @@ pub struct Clocks {
     pub l2: f64,
     pub shared: f64,
     pub tensor: f64,
+    /// What the last wave of a persistent kernel adds: there the busiest SM may wait for another term than in
+    /// the waves before, most often for a whole tile from L2 while others have none. Blocks of portable
+    /// kernels, of which an SM has several, are not in step and have none.
+    pub last_wave: f64,
     /// Clocks per wave that no other block's work hides: the latency of the first copies and the store of
     /// the last logits.
     pub tail: f64,
+}
+
+/// How long terms take that overlap in time: the longest, plus an eighth of each other one, since overlap is
+/// never perfect.
+fn overlap(terms: [f64; 4]) -> f64 {
+    let longest = terms.into_iter().fold(0.0, f64::max);
+    longest + (terms.into_iter().sum::<f64>() - longest) / 8.0
 }
 
 impl Clocks {
@@ -95,11 +107,16 @@ impl Clocks {
         self.overlapped().into_iter().fold(("memory", self.memory), longer).0
     }
 
-    /// The longest term, plus an eighth of each other one, since overlap is never perfect, plus the tail.
+    /// The longest term, an eighth of each other one, and what nothing overlaps: the last wave and the tail.
     pub fn total(&self) -> f64 {
+        overlap(self.overlapped().map(|(_, clocks)| clocks)) + self.last_wave + self.tail
+    }
+
+    /// Adds the last wave, which takes `last` of the four terms: the waves overlap each by itself.
+    fn with_last_wave(self, last: [f64; 4]) -> Clocks {
         let all = self.overlapped().map(|(_, clocks)| clocks);
-        let longest = all.into_iter().fold(0.0, f64::max);
-        longest + (all.into_iter().sum::<f64>() - longest) / 8.0 + self.tail
+        let before = std::array::from_fn(|i| all[i] - last[i]);
+        Clocks { last_wave: (overlap(before) + overlap(last) - overlap(all)).max(0.0), ..self }
     }
 }
 
@@ -146,10 +163,14 @@ impl Cost {
         let weights = (shape.vocab * shape.hidden * precision.weight_bytes()) as u64;
         // Saturating: on a device with few SMs the largest products are beyond 64 bits.
         let weight_bytes = weights.saturating_mul(passes);
-        let l2_bytes = blocks.saturating_mul(steps * copied);
-        let shared_bytes = blocks.saturating_mul(steps * read + epilogue);
-        let products =
-            blocks.saturating_mul((tile.block_n * tile.block_m.max(least_rows) * shape.hidden) as u64);
+        // Of a piece in the last wave fewer ids are copied; the instructions are those of a tile.
+        let last_wave = if tile.family == Family::Wgmma { hopper::last_wave(plan) } else { None };
+        let spared = last_wave.as_ref().map_or(0, |last| steps * ((tile.block_n - last.ids) * 128) as u64);
+        let (l2_bytes_of_one, shared_bytes_of_one) = (steps * copied, steps * read + epilogue);
+        let products_of_one = (tile.block_n * tile.block_m.max(least_rows) * shape.hidden) as u64;
+        let l2_bytes = blocks.saturating_mul(l2_bytes_of_one) - spared;
+        let shared_bytes = blocks.saturating_mul(shared_bytes_of_one) - spared;
+        let products = blocks.saturating_mul(products_of_one);
         let filled = (stages as u64).saturating_sub(1).min(steps.div_ceil(stage_steps));
         let in_flight = blocks_per_sm * filled * stage;
         let wanted_in_flight = (rates.latency * rates.memory).round() as u64;
@@ -161,7 +182,17 @@ impl Cost {
             l2: l2_bytes as f64 / arriving,
             shared: shared_bytes as f64 / rates.shared,
             tensor: products as f64 / tensor,
+            last_wave: 0.0,
             tail: waves as f64 * (rates.latency + epilogue as f64 / rates.shared),
+        };
+        let clocks = match last_wave {
+            Some(last) => clocks.with_last_wave([
+                clocks.memory * last.share,
+                (l2_bytes_of_one - spared) as f64 / arriving,
+                (shared_bytes_of_one - spared) as f64 / rates.shared,
+                products_of_one as f64 / tensor,
+            ]),
+            None => clocks,
         };
         Cost {
             blocks,
@@ -179,10 +210,11 @@ impl Cost {
 
 impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Clocks { memory, l2, shared, tensor, tail } = self.clocks;
+        let Clocks { memory, l2, shared, tensor, last_wave, tail } = self.clocks;
         write!(
             f,
-            "{:.0} clocks, bound by {}: memory {memory:.0}, L2 {l2:.0}, shared memory {shared:.0}, tensor cores {tensor:.0}, tail {tail:.0}; \
+            "{:.0} clocks, bound by {}: memory {memory:.0}, L2 {l2:.0}, shared memory {shared:.0}, tensor cores {tensor:.0}, \
+             last wave {last_wave:.0}, tail {tail:.0}; \
              {} blocks an SM, {} at once, {} of {} bytes in flight",
             self.clocks.total(),
             self.clocks.bound(),

@@ -9,8 +9,9 @@
 //! let plan = Plan::packed(Precision::Bf16, shape, &DeviceLimits::H100)?;
 //! assert_eq!(
 //!     plan.to_string(),
-//!     "stage_rows on 32 blocks, then wgmma_matmul_bf16_128x32 on 132 blocks that share 1010 tiles of \
-//!      128 ids x 32 rows: 288 threads, 4 stages, 189440 bytes of shared memory; 458752 bytes of workspace"
+//!     "stage_rows on 32 blocks, then wgmma_matmul_bf16_128x32 on 132 blocks that share 924 tiles of \
+//!      128 ids x 32 rows and 126 pieces of 88 ids: 288 threads, 4 stages, 189440 bytes of shared memory; \
+//!      458752 bytes of workspace"
 //! );
 //! # Ok(())
 //! # }
@@ -21,7 +22,7 @@
 //! layout: on this device `wgmma` and `mma.sync` of equal k round alike, and both kernels compute a logit as
 //! one chain, k ascending, with the same zeros as padding behind the end of k.
 
-use super::{Cost, DeviceLimits, Plan, Precision, RESERVED, Shape, Tile, Workspace, check, tiles};
+use super::{Cost, DeviceLimits, Plan, Precision, RESERVED, Shape, Tail, Tile, Workspace, check, tiles};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::params::{LMHEAD_WGMMA_MAX_STAGES, LMHEAD_WGMMA_MIN_STAGES};
@@ -153,10 +154,36 @@ pub(super) const fn threads(tile: &Tile) -> u32 {
     2 * tile.epilogue_n() as u32 + if tile.block_m > 64 { 128 } else { 32 }
 }
 
-/// Clusters of a launch that has one for each of at least so many tiles: one block per SM.
+/// Clusters of a launch, one for each of so many tiles at most: one block per SM.
 fn clusters(tile: &Tile, tiles: u32, limits: &DeviceLimits) -> u32 {
     let most = (limits.num_sms / tile.cluster()).max(1);
     tiles.min(u32::try_from(most).unwrap_or(u32::MAX))
+}
+
+/// Blocks of a launch.
+pub(super) fn blocks(plan: &Plan, limits: &DeviceLimits) -> u32 {
+    clusters(&plan.tile, plan.tiles(), limits) * plan.tile.cluster() as u32
+}
+
+/// The last wave of a plan's tiles, in which not all clusters need have one.
+pub(super) struct LastWave {
+    /// Ids of a tile.
+    pub ids: usize,
+    /// Its part of the whole product, 0 to 1.
+    pub share: f64,
+}
+
+/// `None` where all clusters have equally many tiles.
+pub(super) fn last_wave(plan: &Plan) -> Option<LastWave> {
+    let block_n = plan.tile.block_n;
+    let (tiles, clusters) = (plan.tiles(), plan.blocks / plan.tile.cluster() as u32);
+    let (before, ids) = match &plan.tail {
+        Some(tail) => (tail.whole_tiles, tail.ids as usize),
+        None => (tiles - tiles % clusters, block_n),
+    };
+    let all = |tiles: u32, ids: usize| f64::from(tiles) * ids as f64;
+    let last = all(tiles - before, ids);
+    (last > 0.0).then(|| LastWave { ids, share: last / (all(before, block_n) + last) })
 }
 
 /// Tiles of the cluster with the most.
@@ -180,7 +207,7 @@ fn stages(precision: Precision, shape: &Shape, tile: &Tile, limits: &DeviceLimit
 /// Rows that the workspace has room for: 32, those of the smallest tile that has all, or whole tiles of the
 /// largest. It does not depend on the chosen tile, so that a workspace for some number of rows is enough for
 /// fewer. Of few rows each tile of up to 32 may be the best, since other tiles have more or fewer ids.
-fn staged_rows(precision: Precision, rows: usize) -> usize {
+pub(super) fn staged_rows(precision: Precision, rows: usize) -> usize {
     let rows = rows.max(32);
     let sizes = || precision.packed_tiles().iter().map(Tile::cluster_m);
     let largest = sizes().max().unwrap_or(1);
@@ -220,8 +247,9 @@ impl Plan {
         })
     }
 
-    /// Every tile for packed weights that fits, with the fewest stages and with the most useful ones. All
-    /// give the same bits as each other and as [`Plan::candidates`].
+    /// Every tile for packed weights that fits: with whole tiles alone and the fewest stages and the most
+    /// useful ones, then, where the last wave is cut, as [`Plan::packed`] has it. All give the same bits as
+    /// each other and as [`Plan::candidates`].
     ///
     /// # Errors
     /// As [`Plan::packed`].
@@ -232,13 +260,15 @@ impl Plan {
             let mut depths = vec![*RING_STAGES.start(), stages(precision, &shape, tile, limits)];
             depths.dedup();
             let with = |stages| Self::with_packed_tile(precision, shape, tile, stages, limits).ok();
-            all.extend(depths.into_iter().filter_map(with));
+            let plans: Vec<Self> = depths.into_iter().filter_map(with).collect();
+            all.extend(plans.iter().map(|plan| plan.without_tail(limits)));
+            all.extend(plans.last().filter(|plan| plan.tail.is_some()));
         }
         Ok(all)
     }
 
     /// The plan with this tile and number of stages: a block per SM, or a cluster per tile where tiles are
-    /// fewer.
+    /// fewer. The last wave is cut where that makes its tiles smaller.
     ///
     /// # Errors
     /// As [`check`].
@@ -250,8 +280,6 @@ impl Plan {
         limits: &DeviceLimits,
     ) -> Result<Self> {
         check(precision, &shape, tile, stages, limits)?;
-        let tiles = tile.tiles(&shape).expect("checked");
-        let blocks = clusters(tile, tiles, limits) * tile.cluster() as u32;
         let rows = shape.rows.next_multiple_of(tile.cluster_m());
         let stage = StagePlan {
             kernel: precision.stager(),
@@ -263,16 +291,18 @@ impl Plan {
         let scales = row_pitch * rows.max(staged_rows(precision, shape.rows));
         let bytes = scales + if matches!(precision, Precision::W8a8(_)) { 4 * shape.rows } else { 0 };
         let workspace = Workspace { row_pitch, scales, bytes };
-        Ok(Plan {
+        let plan = Plan {
             precision,
             shape,
             tile: *tile,
             stages,
-            blocks,
+            blocks: 0,
+            tail: Tail::of(tile, &shape, limits),
             quantize: None,
             stage: Some(stage),
             workspace,
-        })
+        };
+        Ok(Plan { blocks: blocks(&plan, limits), ..plan })
     }
 }
 
@@ -327,7 +357,7 @@ mod tests {
         let bf16 = Precision::Bf16;
         for (rows, vocab, wanted) in [
             (1, 129_280, ("wgmma_matmul_bf16_64x8", 132, 6)),
-            (9, 129_280, ("wgmma_matmul_bf16_64x16", 132, 5)),
+            (9, 129_280, ("wgmma_matmul_bf16_128x32", 132, 4)),
             (28, 129_280, ("wgmma_matmul_bf16_128x32", 132, 4)),
             (64, 129_280, ("wgmma_matmul_bf16_128x64", 132, 4)),
             (100, 129_280, ("wgmma_matmul_bf16_128x128", 132, 6)),
@@ -396,7 +426,7 @@ mod tests {
             let best = Plan::packed(precision, shape, &limits).expect("a plan");
             prop_assert!(all.contains(&best));
             let tiles = precision.packed_tiles().len();
-            prop_assert!((tiles..=2 * tiles).contains(&all.len()));
+            prop_assert!((tiles..=3 * tiles).contains(&all.len()));
             for plan in &all {
                 prop_assert_eq!(check(precision, &shape, &plan.tile, plan.stages, &limits), Ok(()));
                 let cluster = plan.tile.cluster();
@@ -408,6 +438,15 @@ mod tests {
                 let of_a_tile = precision.columns(hidden).div_ceil(plan.tile.columns());
                 let filled = tiles.div_ceil(plan.blocks as usize / cluster) * of_a_tile;
                 prop_assert!(plan.stages <= filled.max(*RING_STAGES.start()));
+                if let Some(tail) = &plan.tail {
+                    prop_assert!(tail.fits(&plan.tile, &shape));
+                    prop_assert_eq!(tail.whole_tiles as usize % num_sms, 0);
+                    prop_assert!(tail.pieces(&plan.tile, &shape) as usize <= num_sms);
+                    let plain = plan.without_tail(&limits);
+                    prop_assert!(plain.tail.is_none() && all.contains(&plain));
+                    let clocks = |of: &Plan| of.cost(&limits).clocks.total();
+                    prop_assert!(clocks(plan) <= clocks(&plain), "{plan}: {plain}");
+                }
                 let stage = plan.stage.expect("rows are staged");
                 prop_assert_eq!(stage.blocks as usize, rows.next_multiple_of(cluster_rows));
                 prop_assert!(plan.workspace.scales >= stage.blocks as usize * plan.workspace.row_pitch);

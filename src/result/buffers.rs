@@ -1,8 +1,9 @@
-//! Buffers that an answer is written to: the caller's (`AnswerBuffers`) or owned ones.
+//! Buffers that an answer is written to: the caller's ([`AnswerBuffers`]) or owned ones ([`OwnedAnswer`]).
 
 use super::{Answer, DeviceInputs, Logprobs, Output, Request, RowStatus, StepStats, TokenLogprobs};
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Span, SpanMut};
+use bytemuck::cast_slice;
 
 /// Where an answer goes: the caller's memory, of the same kind (host or device) as the hidden rows. Spans
 /// that the request does not fill are ignored and may be empty.
@@ -36,18 +37,7 @@ pub struct AnswerBuffers<'a> {
 impl Default for AnswerBuffers<'_> {
     /// No memory at all: for a rank that gets no answers.
     fn default() -> Self {
-        AnswerBuffers {
-            row_status: SpanMut::EMPTY,
-            logits: SpanMut::EMPTY,
-            logits_stride: 0,
-            ids: SpanMut::EMPTY,
-            values: SpanMut::EMPTY,
-            logsumexp: SpanMut::EMPTY,
-            logprobs: SpanMut::EMPTY,
-            ranks: SpanMut::EMPTY,
-            top_ids: SpanMut::EMPTY,
-            top_logprobs: SpanMut::EMPTY,
-        }
+        AnswerBuffers::from_spans(std::array::from_fn(|_| SpanMut::EMPTY))
     }
 }
 
@@ -92,6 +82,59 @@ fn row_bytes(request: &Request, vocab_size: usize) -> [usize; BUFFERS] {
 }
 
 impl<'a> AnswerBuffers<'a> {
+    /// The spans in the order of the fields; rows of logits are contiguous.
+    fn from_spans(spans: [SpanMut<'a>; BUFFERS]) -> Self {
+        let [row_status, logits, ids, values, logsumexp, logprobs, ranks, top_ids, top_logprobs] = spans;
+        AnswerBuffers {
+            row_status,
+            logits,
+            logits_stride: 0,
+            ids,
+            values,
+            logsumexp,
+            logprobs,
+            ranks,
+            top_ids,
+            top_logprobs,
+        }
+    }
+
+    fn into_spans(self) -> [SpanMut<'a>; BUFFERS] {
+        [
+            self.row_status,
+            self.logits,
+            self.ids,
+            self.values,
+            self.logsumexp,
+            self.logprobs,
+            self.ranks,
+            self.top_ids,
+            self.top_logprobs,
+        ]
+    }
+
+    /// The same buffers, for a shorter lifetime: lends them to one of several steps.
+    pub fn reborrow(&mut self) -> AnswerBuffers<'_> {
+        AnswerBuffers {
+            row_status: self.row_status.reborrow(),
+            logits: self.logits.reborrow(),
+            logits_stride: self.logits_stride,
+            ids: self.ids.reborrow(),
+            values: self.values.reborrow(),
+            logsumexp: self.logsumexp.reborrow(),
+            logprobs: self.logprobs.reborrow(),
+            ranks: self.ranks.reborrow(),
+            top_ids: self.top_ids.reborrow(),
+            top_logprobs: self.top_logprobs.reborrow(),
+        }
+    }
+
+    /// The bytes of `row_status`, `logits`, `ids`, `values`, `logsumexp`, `logprobs`, `ranks`, `top_ids` and
+    /// `top_logprobs`; empty for a buffer in device memory.
+    pub fn into_host(self) -> [&'a mut [u8]; BUFFERS] {
+        self.into_spans().map(|span| span.into_host().unwrap_or_default())
+    }
+
     /// Checks the buffers and cuts them to what `request` answers for `rows` rows. Checked are lengths,
     /// alignment, kind of memory, and that no buffer overlaps another one, `inputs`, or `others`:
     /// `hidden_states`, `logits_indices` and `workspace`, in this order.
@@ -173,44 +216,16 @@ impl<'a> AnswerBuffers<'a> {
     /// When the memory is smaller.
     pub(crate) fn carve(memory: SpanMut<'a>, request: &Request, rows: usize, vocab_size: usize) -> Self {
         let mut left = memory;
-        let mut spans = row_bytes(request, vocab_size).map(|row| {
-            let whole = std::mem::replace(&mut left, SpanMut::EMPTY);
-            let (taken, rest) = whole.split_at((rows * row).next_multiple_of(ALIGNED));
-            left = rest;
-            Some(taken.part(0..rows * row))
-        });
-        let mut next = spans.iter_mut().map(|span| span.take().unwrap_or(SpanMut::EMPTY));
-        let mut span = || next.next().unwrap_or(SpanMut::EMPTY);
-        AnswerBuffers {
-            row_status: span(),
-            logits: span(),
-            logits_stride: 0,
-            ids: span(),
-            values: span(),
-            logsumexp: span(),
-            logprobs: span(),
-            ranks: span(),
-            top_ids: span(),
-            top_logprobs: span(),
-        }
+        AnswerBuffers::from_spans(
+            row_bytes(request, vocab_size)
+                .map(|row| left.take((rows * row).next_multiple_of(ALIGNED)).part(0..rows * row)),
+        )
     }
 
     /// Copies an answer from buffers of the same request and rows; both must be in host memory.
     pub(crate) fn copy_from(self, from: AnswerBuffers<'_>) {
-        for (to, from) in [
-            (self.row_status, from.row_status),
-            (self.logits, from.logits),
-            (self.ids, from.ids),
-            (self.values, from.values),
-            (self.logsumexp, from.logsumexp),
-            (self.logprobs, from.logprobs),
-            (self.ranks, from.ranks),
-            (self.top_ids, from.top_ids),
-            (self.top_logprobs, from.top_logprobs),
-        ] {
-            if let (Some(to), Some(from)) = (to.into_host(), from.into_host()) {
-                to.copy_from_slice(from);
-            }
+        for (to, from) in self.into_host().into_iter().zip(from.into_host()) {
+            to.copy_from_slice(from);
         }
     }
 
@@ -264,20 +279,24 @@ fn check(
     span.check_aligned(what, size)
 }
 
-/// An answer that owns its memory, while it is being filled.
-pub(crate) struct OwnedAnswer {
-    request: Request,
-    vocab_size: usize,
+/// An answer that owns its memory, while it is being filled: by a step, or by the steps of several ranks of
+/// this process, each with the rows that it answers ([`OwnedAnswer::split`]).
+#[derive(Debug)]
+pub struct OwnedAnswer {
+    pub(crate) request: Request,
+    pub(crate) vocab_size: usize,
     row_status: Vec<u8>,
-    logits: Vec<u8>,
-    ids: Vec<i64>,
-    values: Vec<f32>,
-    logsumexp: Vec<f32>,
-    logprobs: Logprobs,
+    pub(crate) logits: Vec<u8>,
+    pub(crate) ids: Vec<i64>,
+    pub(crate) values: Vec<f32>,
+    pub(crate) logsumexp: Vec<f32>,
+    /// Of no targets and no best ids where the request has none.
+    pub(crate) logprobs: Logprobs,
 }
 
 impl OwnedAnswer {
-    /// Room for `rows` rows.
+    /// Zeroed memory for the answers to `rows` rows of `request` over `vocab_size` ids. The system maps its
+    /// pages as they are written.
     ///
     /// # Errors
     /// `Shape` where this machine does not have that much memory.
@@ -306,6 +325,25 @@ impl OwnedAnswer {
         })
     }
 
+    /// Rows that there is room for.
+    pub fn rows(&self) -> usize {
+        self.row_status.len()
+    }
+
+    /// The status of row `row`.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn row_status(&self, row: usize) -> RowStatus {
+        RowStatus::of_byte(self.row_status[row])
+    }
+
+    /// Row `row` of one of the buffers.
+    pub(crate) fn row<'b, T>(&self, buffer: &'b [T], row: usize) -> &'b [T] {
+        let of_a_row = buffer.len() / self.rows();
+        &buffer[row * of_a_row..(row + 1) * of_a_row]
+    }
+
     /// The buffers to fill.
     pub fn buffers(&mut self) -> AnswerBuffers<'_> {
         AnswerBuffers {
@@ -319,6 +357,80 @@ impl OwnedAnswer {
             ranks: SpanMut::host(&mut self.logprobs.ranks),
             top_ids: SpanMut::host(&mut self.logprobs.top_ids),
             top_logprobs: SpanMut::host(&mut self.logprobs.top_logprobs),
+        }
+    }
+
+    /// The buffers of consecutive parts of the rows, `parts[i]` rows each.
+    ///
+    /// # Panics
+    /// When `parts` adds up to more rows than there are.
+    pub fn split(&mut self, parts: &[usize]) -> Vec<AnswerBuffers<'_>> {
+        let bytes = row_bytes(&self.request, self.vocab_size);
+        let mut rest = self.buffers().into_spans();
+        let mut part =
+            |rows: usize| AnswerBuffers::from_spans(std::array::from_fn(|i| rest[i].take(rows * bytes[i])));
+        parts.iter().map(|rows| part(*rows)).collect()
+    }
+
+    /// The bytes of each buffer, `[rows, bytes of a row]`, in the order of [`AnswerBuffers::into_host`];
+    /// empty where the request does not fill it.
+    pub fn columns(&self) -> [&[u8]; BUFFERS] {
+        [
+            &self.row_status,
+            &self.logits,
+            cast_slice(&self.ids),
+            cast_slice(&self.values),
+            cast_slice(&self.logsumexp),
+            cast_slice(&self.logprobs.logprobs),
+            cast_slice(&self.logprobs.ranks),
+            cast_slice(&self.logprobs.top_ids),
+            cast_slice(&self.logprobs.top_logprobs),
+        ]
+    }
+
+    /// Whether the rows from `first` on have the same bits as all rows of `other`, which answers the same
+    /// request; NaN equals NaN of the same bits.
+    pub fn has_rows(&self, first: usize, other: &OwnedAnswer) -> bool {
+        if (self.request, self.vocab_size) != (other.request, other.vocab_size) {
+            return false;
+        }
+        let (end, bytes) = (first + other.rows(), row_bytes(&self.request, self.vocab_size));
+        let mut columns = self.columns().into_iter().zip(other.columns()).zip(bytes);
+        columns.all(|((own, other), row)| own.get(first * row..end * row) == Some(other))
+    }
+
+    /// Moves row `i` to `places[i]`, for every row, without a second copy of them: from the order in which
+    /// ranks answer to that of a batch.
+    ///
+    /// # Panics
+    /// When `places` is no permutation of the rows.
+    pub fn reorder(&mut self, places: &[usize]) {
+        let rows = self.rows();
+        assert_eq!(places.len(), rows, "every row has a place");
+        if places.iter().enumerate().all(|(row, place)| row == *place) {
+            return;
+        }
+        for column in self.buffers().into_host() {
+            let size = column.len() / rows;
+            let mut held = vec![0; size];
+            let mut moved = vec![false; rows];
+            for start in 0..rows {
+                if moved[start] {
+                    continue;
+                }
+                // Follow one cycle of the permutation; `held` is the row displaced last.
+                held.copy_from_slice(&column[start * size..][..size]);
+                let mut at = start;
+                loop {
+                    at = places[at];
+                    assert!(!moved[at], "two rows have the place {at}");
+                    moved[at] = true;
+                    held.swap_with_slice(&mut column[at * size..][..size]);
+                    if at == start {
+                        break;
+                    }
+                }
+            }
         }
     }
 
@@ -400,5 +512,89 @@ mod tests {
             said(buffers, &request).unwrap_err().contains("stride of the logits: wanted at least the 20")
         );
         assert!(OwnedAnswer::new(&Request::top_k(3), usize::MAX / 2, 10).is_err());
+    }
+
+    const VOCAB: usize = 70;
+
+    fn requests() -> [Request; 10] {
+        [
+            Request::logits(DType::F32),
+            Request::logits(DType::Bf16),
+            Request::argmax(),
+            Request::sample(),
+            Request::sample_with_logprobs(0),
+            Request::sample_with_logprobs(2),
+            Request::top_k(3),
+            Request::logprobs(0),
+            Request::logprobs(2),
+            Request::Logprobs { targets: 4, top_n: 3, processed: true },
+        ]
+    }
+
+    /// Fills a part with rows `rows` of an answer whose rows all differ.
+    fn fill(part: AnswerBuffers<'_>, rows: &[usize]) {
+        assert_eq!(part.row_status.len(), rows.len());
+        for (number, bytes) in part.into_host().into_iter().enumerate() {
+            let size = bytes.len() / rows.len().max(1);
+            for (i, byte) in bytes.iter_mut().enumerate() {
+                let (row, at) = (rows[i / size], i % size);
+                *byte = (row * 83 + at * 7 + number) as u8;
+            }
+        }
+    }
+
+    /// The answer to rows 0, 1, .. in this order.
+    fn answer(request: &Request, rows: usize) -> OwnedAnswer {
+        let mut whole = OwnedAnswer::new(request, rows, VOCAB).unwrap();
+        fill(whole.buffers(), &(0..rows).collect::<Vec<_>>());
+        whole
+    }
+
+    #[test]
+    fn parts_of_ranks_become_the_answer_in_output_order() {
+        for request in requests() {
+            let want = answer(&request, 6);
+            // Permutations with longer cycles, rows that stay, and a rank without rows.
+            for parts in
+                [&[&[0, 1][..], &[2, 3, 4, 5]][..], &[&[3, 1, 0], &[], &[2, 5, 4]], &[&[5, 4, 3, 2, 1, 0]]]
+            {
+                let mut whole = OwnedAnswer::new(&request, 6, VOCAB).unwrap();
+                let sizes: Vec<usize> = parts.iter().map(|rows| rows.len()).collect();
+                whole.split(&sizes).into_iter().zip(parts).for_each(|(part, rows)| fill(part, rows));
+                let addresses = whole.columns().map(<[u8]>::as_ptr);
+                whole.reorder(&parts.concat());
+                assert_eq!(whole.columns(), want.columns(), "{request} {parts:?}");
+                assert_eq!(whole.columns().map(<[u8]>::as_ptr), addresses, "{request}: in place");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "two rows have the place 1")]
+    fn rows_do_not_share_a_place() {
+        answer(&Request::argmax(), 3).reorder(&[1, 1, 2]);
+    }
+
+    /// The tensor-parallel ranks of a replica must answer the same bits: every byte and every status counts.
+    #[test]
+    fn an_answer_of_other_bits_is_another_answer() {
+        for request in requests() {
+            let whole = answer(&request, 5);
+            let part = || {
+                let mut part = OwnedAnswer::new(&request, 3, VOCAB).unwrap();
+                fill(part.buffers(), &[1, 2, 3]);
+                part
+            };
+            assert!(whole.has_rows(1, &part()), "{request}");
+            assert!(!whole.has_rows(0, &part()) && !whole.has_rows(3, &part()), "{request}");
+            for column in 0..whole.columns().len() {
+                let bytes = part().columns()[column].len();
+                for at in [0, bytes / 2, bytes.saturating_sub(1)].into_iter().filter(|_| bytes > 0) {
+                    let mut spoiled = part();
+                    spoiled.buffers().into_host()[column][at] ^= 1;
+                    assert!(!whole.has_rows(1, &spoiled), "{request}: byte {at} of column {column}");
+                }
+            }
+        }
     }
 }

@@ -60,8 +60,14 @@ impl Contract {
                 return Err(argument("flags", wanted, "both", fix));
             }
         };
-        let options =
-            StepOptions { adjusted, on_device: memory != Memory::Host, device_adjustments, filters };
+        let asynchronous = flag(sys::LMHEAD_ASYNCHRONOUS);
+        let options = StepOptions {
+            adjusted,
+            on_device: memory != Memory::Host,
+            device_adjustments,
+            filters,
+            asynchronous,
+        };
         Ok(Contract { request: request(step)?, options, rows: count("rows", step.rows)?, memory })
     }
 }
@@ -72,12 +78,13 @@ fn request(step: &lmhead_step) -> Outcome<Request> {
         | sys::LMHEAD_WITH_LOGPROBS
         | sys::LMHEAD_DEVICE_MASKS
         | sys::LMHEAD_UNFILTERED
-        | sys::LMHEAD_DEVICE_FILTERS;
+        | sys::LMHEAD_DEVICE_FILTERS
+        | sys::LMHEAD_ASYNCHRONOUS;
     if step.flags & !all != 0 {
         let fix = "use the library of that header, or newer";
         return Err(argument(
             "flags",
-            "LMHEAD_ADJUSTED, PROCESSED, WITH_LOGPROBS, DEVICE_MASKS, UNFILTERED and DEVICE_FILTERS",
+            "LMHEAD_ADJUSTED, PROCESSED, WITH_LOGPROBS, DEVICE_MASKS, UNFILTERED, DEVICE_FILTERS, ASYNCHRONOUS",
             format!("{:#x}", step.flags),
             fix,
         ));

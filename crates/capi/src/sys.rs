@@ -608,6 +608,7 @@ pub const LMHEAD_WITH_LOGPROBS: _bindgen_ty_11 = 4;
 pub const LMHEAD_DEVICE_MASKS: _bindgen_ty_11 = 8;
 pub const LMHEAD_UNFILTERED: _bindgen_ty_11 = 16;
 pub const LMHEAD_DEVICE_FILTERS: _bindgen_ty_11 = 32;
+pub const LMHEAD_ASYNCHRONOUS: _bindgen_ty_11 = 64;
 pub type _bindgen_ty_11 = ::core::ffi::c_uint;
 pub const LMHEAD_DEVICE_TARGETS: _bindgen_ty_12 = 1;
 pub const LMHEAD_DEVICE_SAMPLING: _bindgen_ty_12 = 2;

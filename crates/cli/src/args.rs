@@ -3,111 +3,108 @@
 
 use crate::sampling_args::SamplingArgs;
 use crate::values::{self, RowCounts, at_least_one, refused};
+use crate::with_option_names;
 use clap::{Args, ValueEnum};
 use lmhead::config::{LmheadTpSize, Quantization};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
-use lmhead::result::{Request, TokenLogprobs};
+use lmhead::result::Request;
 use lmhead::sampling::SamplingParams;
 use lmhead::weights::synthetic::{self, Preset};
 use std::path::PathBuf;
 
+/// Where the head comes from.
 #[derive(Args)]
-#[command(allow_hyphen_values = true)]
-pub struct RunArgs {
+#[command(next_help_heading = "Head (one of)")]
+pub struct HeadArgs {
     /// Head: a Hugging Face model folder (config.json and safetensors), or a GGUF file
-    #[arg(long, value_name = "DIR", help_heading = "Head (one of)")]
+    #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Head: one safetensors or GGUF file
-    #[arg(long, value_name = "FILE", help_heading = "Head (one of)")]
+    #[arg(long, value_name = "FILE")]
     pub head: Option<PathBuf>,
     /// The head's tensor: with --head [default: lm_head.weight]; with --model in place of the one found.
     /// Scales of int8: NAME_scale
-    #[arg(long, value_name = "NAME", help_heading = "Head (one of)", allow_hyphen_values = true)]
+    #[arg(long, value_name = "NAME")]
     pub tensor: Option<String>,
     /// Head: synthetic weights of a known model's size: deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny
-    #[arg(
-        long,
-        value_name = "NAME",
-        help_heading = "Head (one of)",
-        allow_hyphen_values = true,
-        value_parser = synthetic::preset
-    )]
+    #[arg(long, value_name = "NAME", value_parser = synthetic::preset)]
     pub preset: Option<Preset>,
-    /// TOML or JSON settings; options given here win over it
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// none | w8a8 | w8a16: quantise at load, or say how a stored int8 head is multiplied
-    #[arg(long, value_name = "HOW", allow_hyphen_values = true, value_parser = values::quantization)]
-    pub quantize: Option<Quantization>,
-    /// Copy stored weights into memory: steps do not depend on the file, which stays mapped otherwise
-    #[arg(long)]
-    pub copy: bool,
+}
 
+/// Where the rows come from, and the ranks that bring them.
+#[derive(Args)]
+#[command(next_help_heading = "Rows and ranks")]
+pub struct RowArgs {
     /// Rows: safetensors with hidden_states [rows, hidden] in rank order; optionally logits_indices [n] and,
     /// for each output row, targets [n] or [n, m] (-100: none); allowed i32 [n, ceil(vocab/32)] (a bit per
     /// id); logit bias: adjust_rows, adjust_ids, adjust_values [m]; penalties:
     /// repetition_penalty, frequency_penalty, presence_penalty [n] with count_rows, count_ids, count_values,
     /// count_in_prompt [m]; sampling: seed, position, temperature, top_k, top_p, min_p [n]; synthetic rows
     /// without it
-    #[arg(long, value_name = "FILE", help_heading = "Rows and ranks")]
+    #[arg(long, value_name = "FILE")]
     pub hidden: Option<PathBuf>,
     /// Hidden rows of each dp rank, as in 7,0,12,9 [default: as even as possible; 28 in all when synthetic]
-    #[arg(
-        long,
-        value_name = "N,N,...",
-        help_heading = "Rows and ranks",
-        allow_hyphen_values = true,
-        value_parser = values::row_counts
-    )]
+    #[arg(long, value_name = "N,N,...", value_parser = values::row_counts)]
     pub rows: Option<RowCounts>,
-    /// Data-parallel ranks [default: the number of entries of --rows, or 1]
-    #[arg(
-        long,
-        value_name = "N",
-        help_heading = "Rows and ranks",
-        allow_hyphen_values = true,
-        value_parser = at_least_one("--dp")
-    )]
-    pub dp: Option<usize>,
-    /// Tensor-parallel ranks of each replica
-    #[arg(
-        long,
-        value_name = "N",
-        default_value = "1",
-        help_heading = "Rows and ranks",
-        allow_hyphen_values = true, value_parser = at_least_one("--tp"))]
-    pub tp: usize,
+    #[command(flatten)]
+    pub ranks: RankArgs,
     /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where
     /// above 1, else what a configured cost_model finds fastest, else 1, a whole head on every rank [default:
     /// auto]
-    #[arg(
-        long,
-        value_name = "SIZE",
-        help_heading = "Rows and ranks",
-        allow_hyphen_values = true,
-        value_parser = values::lmhead_tp_size
-    )]
+    #[arg(long, value_name = "SIZE", value_parser = values::lmhead_tp_size)]
     pub lmhead_tp_size: Option<LmheadTpSize>,
     /// How ranks learn each other's rows: exact (all known), capacity (a static, padded shape) or discover
-    #[arg(long, value_name = "MODE", default_value = "exact", help_heading = "Rows and ranks")]
+    #[arg(long, value_name = "MODE", default_value = "exact")]
     pub mode: CountMode,
+}
 
+#[derive(Args)]
+pub struct RankArgs {
+    /// Data-parallel ranks [default: the number of entries of --rows, or 1]
+    #[arg(long, value_name = "N", value_parser = at_least_one("--dp"))]
+    pub dp: Option<usize>,
+    /// Tensor-parallel ranks of each replica
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one("--tp"))]
+    pub tp: usize,
+}
+
+/// The sizes of a head without a name.
+#[derive(Args)]
+#[command(next_help_heading = "Head (one of)")]
+pub struct SizeArgs {
+    /// Head: ids of the vocabulary, with --hidden-size
+    #[arg(long, value_name = "N", value_parser = at_least_one("--vocab-size"))]
+    pub vocab_size: Option<usize>,
+    /// Columns of the head, with --vocab-size
+    #[arg(long, value_name = "N", value_parser = at_least_one("--hidden-size"))]
+    pub hidden_size: Option<usize>,
+}
+
+#[derive(Args)]
+#[command(allow_hyphen_values = true)]
+pub struct RunArgs {
+    /// TOML or JSON settings; options given here win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// none | w8a8 | w8a16: quantise at load, or say how a stored int8 head is multiplied
+    #[arg(long, value_name = "HOW", value_parser = values::quantization)]
+    pub quantize: Option<Quantization>,
+    /// Copy stored weights into memory: steps do not depend on the file, which stays mapped otherwise
+    #[arg(long)]
+    pub copy: bool,
     /// logits | argmax | topk:K | sample (a token), sample:N (with its logprob, its rank and the N best ids)
     /// | logprobs[:N] (of the ids in --hidden's targets, and of the N best)
-    #[arg(long, value_name = "WHAT", default_value = "logits", allow_hyphen_values = true)]
+    #[arg(long, value_name = "WHAT", default_value = "logits")]
     pub request: String,
     /// With logprobs and sample:N: logprobs of the logits with --hidden's adjustments, which raw ones leave
     /// aside
     #[arg(long)]
     pub processed: bool,
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
     /// f32 | bf16 | f16: the type that --request logits rounds to [default: f32]
     #[arg(
         long,
         value_name = "DTYPE",
-        allow_hyphen_values = true,
         value_parser = values::float("--logits-dtype", "use one of those")
     )]
     pub logits_dtype: Option<DType>,
@@ -119,34 +116,21 @@ pub struct RunArgs {
     #[arg(long, default_value = "auto")]
     pub exchange: ExchangeName,
     /// Threads of the CPU, which load the head and which all ranks share in their steps [default: all cores]
-    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = values::threads)]
+    #[arg(long, value_name = "N", value_parser = values::threads)]
     pub threads: Option<usize>,
     /// Seed of synthetic weights and rows (without --hidden), of sampled tokens (a row's position is its
     /// output row) where --hidden has none, and of the check's choice of rows
-    #[arg(
-        long,
-        value_name = "N",
-        default_value = "0",
-        allow_hyphen_values = true,
-        value_parser = values::seed
-    )]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = values::seed)]
     pub seed: u64,
     /// Steps to time. Reported are medians of each rank, and p50, p90, p99 and max of the slowest rank of
     /// each step, by nearest rank: pN is the shortest time that N of 100 steps do not exceed
-    #[arg(
-        long,
-        value_name = "N",
-        default_value = "3",
-        allow_hyphen_values = true,
-        value_parser = at_least_one("--steps")
-    )]
+    #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one("--steps"))]
     pub steps: usize,
     /// Steps of the same kind before those, which are not timed; 0: the first timed step also allocates
     /// buffers and brings weights into memory [default: as many as --steps, 3 at most]
     #[arg(
         long,
         value_name = "N",
-        allow_hyphen_values = true,
         value_parser = values::at_least_zero("--warm-up", "leave it out where unsure")
     )]
     pub warm_up: Option<usize>,
@@ -163,6 +147,14 @@ pub struct RunArgs {
     /// Print one JSON object instead of the table
     #[arg(long)]
     pub json: bool,
+
+    // Groups with a heading come last: clap gives what follows them the same one.
+    #[command(flatten)]
+    pub head: HeadArgs,
+    #[command(flatten)]
+    pub rows: RowArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
 
     /// Number of processes that a launcher has started for this run, one rank each.
     #[arg(skip)]
@@ -203,25 +195,26 @@ impl RunArgs {
     /// The number of data-parallel ranks: --dp or the entries of --rows, else processes / tp where a launcher
     /// has started several.
     pub fn dp(&self) -> Result<usize> {
-        let (None, Some(processes), None) = (self.dp, self.processes, &self.rows) else {
-            return values::dp_ranks(self.dp, self.rows());
+        let RankArgs { dp, tp } = self.rows.ranks;
+        let (None, Some(processes), None) = (dp, self.processes, self.rows()) else {
+            return values::dp_ranks(dp, self.rows());
         };
-        if processes.is_multiple_of(self.tp) {
-            return Ok(processes / self.tp);
+        if processes.is_multiple_of(tp) {
+            return Ok(processes / tp);
         }
         let wanted = format!("a divisor of the {processes} processes");
-        Err(refused("--tp", &wanted, &self.tp.to_string(), "start as many processes as dp x tp"))
+        Err(refused("--tp", &wanted, &tp.to_string(), "start as many processes as dp x tp"))
     }
 
     /// Refuses more than [`MAX_RANKS`] ranks.
     pub fn check_ranks(&self) -> Result<()> {
-        let dp = self.dp()?;
-        match dp.checked_mul(self.tp) {
+        let (dp, tp) = (self.dp()?, self.rows.ranks.tp);
+        match dp.checked_mul(tp) {
             Some(ranks) if ranks <= MAX_RANKS => Ok(()),
             _ => Err(Error::Config {
                 key: "--dp, --tp".into(),
                 wanted: format!("at most {MAX_RANKS} ranks: each is a thread of this process"),
-                got: format!("dp {dp} x tp {}", self.tp),
+                got: format!("dp {dp} x tp {tp}"),
                 fix: "use fewer".into(),
             }),
         }
@@ -233,7 +226,7 @@ impl RunArgs {
 
     /// Hidden rows per dp rank, where given.
     pub fn rows(&self) -> Option<&[usize]> {
-        self.rows.as_ref().map(|RowCounts(rows)| &rows[..])
+        self.rows.rows.as_ref().map(|RowCounts(rows)| &rows[..])
     }
 
     /// The sampling parameters of every row; `None` where the request does not sample.
@@ -242,61 +235,31 @@ impl RunArgs {
     }
 
     pub fn request(&self) -> Result<Request> {
-        let RunArgs { request, logits_dtype, processed, .. } = self;
-        RequestWords { request, logits_dtype: *logits_dtype, processed: *processed }.parse()
+        request(&self.request, self.logits_dtype, self.processed)
     }
 }
 
-/// --request and the options that belong to it.
-pub struct RequestWords<'a> {
-    pub request: &'a str,
-    pub logits_dtype: Option<DType>,
-    pub processed: bool,
-}
-
-impl RequestWords<'_> {
-    pub fn parse(&self) -> Result<Request> {
-        let dtype = self.logits_dtype.unwrap_or(DType::F32);
-        if self.logits_dtype.is_some() && self.request != "logits" {
+/// The request of --request and the options that belong to it. The number of targets of a row comes from
+/// --hidden.
+pub fn request(text: &str, logits_dtype: Option<DType>, processed: bool) -> Result<Request> {
+    let mut request = text.parse().map_err(with_option_names)?;
+    match (&mut request, logits_dtype) {
+        (_, None) => {}
+        (Request::Logits { dtype }, Some(wanted)) => *dtype = wanted,
+        _ => {
             let (wanted, fix) = ("--request logits beside it", "no other request rounds its logits");
-            return Err(refused("--logits-dtype", wanted, self.request, fix));
+            return Err(refused("--logits-dtype", wanted, text, fix));
         }
-        let processed = self.processed;
-        let (name, number) = match self.request.split_once(':') {
-            Some((name, number)) => (name, Some(number)),
-            None => (self.request, None),
-        };
-        let told = name == "logprobs" || (name == "sample" && number.is_some());
-        if processed && !told {
+    }
+    match &mut request {
+        _ if !processed => {}
+        Request::Logprobs { processed, .. } => *processed = true,
+        Request::Sample { logprobs: Some(told) } => told.processed = true,
+        _ => {
             let wanted = "--request logprobs or sample:N beside it";
             let fix = "whatever else is asked for is always of the adjusted logits";
-            return Err(refused("--processed", wanted, self.request, fix));
-        }
-        let top_n = |option: &str, number: &str| {
-            let (wanted, fix) = ("N from 0 to the vocabulary size", format!("write it as in {name}:5"));
-            number.parse().map_err(|_| refused(option, wanted, self.request, &fix))
-        };
-        match (name, number) {
-            ("logits", None) => Ok(Request::Logits { dtype }),
-            ("argmax", None) => Ok(Request::Argmax),
-            ("sample", None) => Ok(Request::Sample { logprobs: None }),
-            ("sample", Some(number)) => {
-                let top_n = top_n("--request sample:N", number)?;
-                Ok(Request::Sample { logprobs: Some(TokenLogprobs { top_n, processed }) })
-            }
-            // One target is a placeholder: the number of targets of a row comes from --hidden.
-            ("logprobs", number) => {
-                let top_n = number.map_or(Ok(0), |number| top_n("--request logprobs:N", number))?;
-                Ok(Request::Logprobs { targets: 1, top_n, processed })
-            }
-            ("topk", Some(number)) => number.parse().map(|k| Request::TopK { k }).map_err(|_| {
-                let (wanted, fix) = ("K from 1 to the vocabulary size", "write it as in topk:8");
-                refused("--request topk:K", wanted, self.request, fix)
-            }),
-            _ => {
-                let wanted = "logits, argmax, topk:K, sample[:N] or logprobs[:N]";
-                Err(refused("--request", wanted, self.request, "use one of those"))
-            }
+            return Err(refused("--processed", wanted, text, fix));
         }
     }
+    Ok(request)
 }

@@ -6,10 +6,10 @@ mod progress;
 mod report;
 mod subject;
 
-use crate::args::RequestWords;
+use crate::args::SizeArgs;
 use crate::output::OutFile;
 use crate::report::command;
-use crate::values::{self, RowCounts, at_least_one, refused};
+use crate::values::{self, RowCounts, refused};
 use crate::{Failure, print, terminal, threads};
 use clap::{Args, ValueEnum};
 use lmhead::backend::Backend;
@@ -32,26 +32,6 @@ use subject::Subject;
 #[derive(Args)]
 #[command(allow_hyphen_values = true)]
 pub struct BenchArgs {
-    /// Head: a known model's size: deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny
-    #[arg(long, value_name = "NAME", help_heading = "Head (one of)", value_parser = synthetic::preset)]
-    preset: Option<Preset>,
-    /// Head: ids of the vocabulary, with --hidden-size
-    #[arg(
-        long,
-        value_name = "N",
-        help_heading = "Head (one of)",
-        value_parser = at_least_one("--vocab-size")
-    )]
-    vocab_size: Option<usize>,
-    /// Columns of the head, with --vocab-size
-    #[arg(
-        long,
-        value_name = "N",
-        help_heading = "Head (one of)",
-        value_parser = at_least_one("--hidden-size")
-    )]
-    hidden_size: Option<usize>,
-
     /// bf16 | f16 | f32 | w8a8 | w8a16: types to time, one after the other; int8 heads take bf16 rows
     #[arg(long, value_name = "TYPE,TYPE,...", default_value = "bf16,w8a8,w8a16", value_parser = head_types)]
     dtypes: HeadTypeList,
@@ -94,6 +74,12 @@ pub struct BenchArgs {
     /// held at once
     #[arg(long)]
     on_demand: bool,
+
+    /// Head: a known model's size: deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny
+    #[arg(long, value_name = "NAME", help_heading = "Head (one of)", value_parser = synthetic::preset)]
+    preset: Option<Preset>,
+    #[command(flatten)]
+    sizes: SizeArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -218,23 +204,14 @@ impl Stage {
             "matmul" => Stage::Matmul,
             "epilogue" => Stage::Epilogue,
             "softcap" => Stage::Softcap,
-            request => Stage::Request(
-                RequestWords { request, logits_dtype: None, processed: false }.parse().map_err(|error| {
-                    match error {
-                        // The error of `lmhead run`'s option, extended by the stages.
-                        Error::Config { key, wanted, got, fix } if key == "--request" => Error::Config {
-                            key: "--stages".into(),
-                            wanted: format!("rows, matmul, epilogue, softcap, {wanted}"),
-                            got,
-                            fix,
-                        },
-                        Error::Config { key, wanted, got, fix } => {
-                            Error::Config { key: key.replace("--request", "--stages"), wanted, got, fix }
-                        }
-                        other => other,
-                    }
-                })?,
-            ),
+            request => Stage::Request(request.parse().map_err(|error| match error {
+                Error::Request { what, wanted, got, fix } => {
+                    let others = if what == "request" { "rows, matmul, epilogue, softcap, " } else { "" };
+                    let (what, wanted) = (what.replace("request", "--stages"), format!("{others}{wanted}"));
+                    Error::Request { what, wanted, got, fix }
+                }
+                other => other,
+            })?),
         })
     }
 
@@ -419,7 +396,7 @@ struct Ready {
 
 impl BenchArgs {
     fn plan(&self) -> Result<BenchPlan> {
-        let sizes = (self.vocab_size, self.hidden_size);
+        let sizes = (self.sizes.vocab_size, self.sizes.hidden_size);
         let wrong = |key: &str, wanted: &str, got: &str, fix: &str| Error::Config {
             key: key.into(),
             wanted: wanted.into(),

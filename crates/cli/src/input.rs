@@ -1,6 +1,6 @@
 //! Where the head and the rows come from, and which rows each rank brings.
 
-use crate::args::RunArgs;
+use crate::args::{HeadArgs, RunArgs};
 use crate::row_data::RowData;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lmhead::config::{HeadConfig, Quantization, Settings};
@@ -8,7 +8,7 @@ use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::layout::even_part;
 use lmhead::result::Request;
-use lmhead::rows;
+use lmhead::rows::{self, HiddenRows};
 use lmhead::weights::synthetic::{self, Preset};
 use lmhead::weights::{Checkpoint, HeadShard, LoadOptions, SafetensorsFile};
 use std::ops::Range;
@@ -43,7 +43,8 @@ impl HeadSource {
             got: got.into(),
             fix: "try --preset tiny, or --model with a Hugging Face folder".into(),
         };
-        if args.tensor.is_some() && args.preset.is_some() {
+        let HeadArgs { model, head, tensor, preset } = &args.head;
+        if tensor.is_some() && preset.is_some() {
             return Err(Error::Config {
                 key: "--tensor".into(),
                 wanted: "--model FOLDER or --head FILE beside it".into(),
@@ -51,20 +52,20 @@ impl HeadSource {
                 fix: "a preset has no tensors: leave it out".into(),
             });
         }
-        let kind = match (&args.model, &args.head, &args.preset) {
-            (Some(folder), None, None) => Kind::Stored(Box::new(match &args.tensor {
+        let kind = match (model, head, preset) {
+            (Some(folder), None, None) => Kind::Stored(Box::new(match tensor {
                 Some(tensor) => Checkpoint::open_tensor(folder, tensor, settings)?,
                 None => Checkpoint::open_with(folder, settings)?,
             })),
             (None, Some(file), None) => {
-                let tensor = args.tensor.as_deref().unwrap_or("lm_head.weight");
+                let tensor = tensor.as_deref().unwrap_or("lm_head.weight");
                 Kind::Stored(Box::new(Checkpoint::from_file(file, tensor)?))
             }
             (None, None, Some(preset)) => Kind::Synthetic(Box::new(preset.clone())),
             (None, None, None) => return Err(one_of("none")),
             _ => return Err(one_of("several")),
         };
-        if args.out.is_some() && args.hidden.is_none() && args.preset.is_none() {
+        if args.out.is_some() && args.rows.hidden.is_none() && preset.is_none() {
             return Err(Error::Config {
                 key: "--out".into(),
                 wanted: "--hidden FILE beside it".into(),
@@ -80,7 +81,7 @@ impl HeadSource {
                 fix: "leave it out: weights of a preset are made in memory".into(),
             });
         }
-        let source = Self::new(kind, args.model.is_some(), settings, args.quantize, args.seed)?;
+        let source = Self::new(kind, model.is_some(), settings, args.quantize, args.seed)?;
         Ok(HeadSource { copy: args.copy, ..source })
     }
 
@@ -318,7 +319,7 @@ impl Rows {
     pub fn read(args: &RunArgs, source: &HeadSource, config: &HeadConfig, request: &Request) -> Result<Self> {
         let (given, dp) = (args.rows(), args.dp()?);
         let spread = |total| (0..dp).map(|rank| even_part(total, dp, rank).len()).collect();
-        match &args.hidden {
+        match &args.rows.hidden {
             None => {
                 let counts = given.map_or_else(|| spread(SYNTHETIC_ROWS), <[usize]>::to_vec);
                 let dtype = source.hidden_dtype(config);
@@ -372,9 +373,10 @@ impl Rows {
         self.indices.as_ref().map_or(self.counts.iter().sum(), Vec::len)
     }
 
-    /// The hidden row behind output row `i`.
-    pub fn hidden_of(&self, i: usize) -> usize {
-        self.indices.as_ref().map_or(i, |indices| indices[i])
+    /// The output rows of all ranks.
+    pub fn hidden(&self, hidden_size: usize) -> Result<HiddenRows<'_>> {
+        let all = HiddenRows::new(&self.bytes, self.dtype, self.counts.iter().sum(), hidden_size)?;
+        self.indices.as_ref().map_or(Ok(all), |indices| all.select(indices))
     }
 
     /// Each dp rank's part.

@@ -4,10 +4,8 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
-mod assembled;
 mod backends;
 mod bench;
-mod check;
 mod doctor;
 mod draft;
 mod input;
@@ -111,12 +109,14 @@ pub fn tell(line: impl std::fmt::Display) {
 }
 
 /// Renames the settings in the library's errors to the options that set them here.
-fn with_option_names(error: lmhead::Error) -> lmhead::Error {
+pub fn with_option_names(error: lmhead::Error) -> lmhead::Error {
     let option = |key: String| match key.as_str() {
         "quantize" | "preset" | "threads" | "machine" => format!("--{key}"),
         "lmhead_tp_size" => "--lmhead-tp-size".into(),
         "request topk" => "--request topk:K".into(),
         "request logprobs" => "--request logprobs:N, sample:N".into(),
+        // A word that is no request.
+        key if key.starts_with("request") => format!("--{key}"),
         _ => key,
     };
     match error {

@@ -1,9 +1,11 @@
 //! Writes output files: under a temporary name beside the target, renamed when complete, and removed if the
 //! program ends before.
 
-use crate::assembled::Assembled;
 use crate::interrupt::Listed;
+use bytemuck::{Pod, cast_slice};
+use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
+use lmhead::result::{Answer, Logprobs, Output};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::borrow::Cow;
 use std::fs::File;
@@ -121,8 +123,8 @@ impl OutFile {
     }
 
     /// Writes the answer as safetensors.
-    pub fn write(self, answer: &Assembled) -> Result<()> {
-        self.write_with(|out| write_safetensors(out, answer.tensors()))
+    pub fn write(self, answer: &Answer) -> Result<()> {
+        self.write_with(|out| write_safetensors(out, tensors(answer)))
     }
 
     /// Writes `bytes`.
@@ -168,6 +170,57 @@ impl OutFile {
 /// Name, type, shape, and little-endian elements.
 pub type Tensor<'a> = (&'static str, Dtype, Vec<usize>, Cow<'a, [u8]>);
 
+// Numbers are written as they lie in memory, and safetensors is little-endian.
+const _: () = assert!(cfg!(target_endian = "little"));
+
+/// The tensors that --out writes of an answer.
+pub fn tensors(answer: &Answer) -> Vec<Tensor<'_>> {
+    fn bytes<T: Pod>(numbers: &[T]) -> Cow<'_, [u8]> {
+        cast_slice(numbers).into()
+    }
+    fn told<'a>(told: &'a Logprobs, rows: usize, names: [&'static str; 2]) -> Vec<Tensor<'a>> {
+        let shape = if told.targets == 1 { vec![rows] } else { vec![rows, told.targets] };
+        let mut tensors = vec![
+            (names[0], Dtype::F32, shape.clone(), bytes(&told.logprobs)),
+            (names[1], Dtype::I64, shape, bytes(&told.ranks)),
+        ];
+        // Without top_n there are no best ids: the empty tensors are left out.
+        if told.top_n > 0 {
+            let shape = vec![rows, told.top_n];
+            tensors.push(("top_ids", Dtype::I64, shape.clone(), bytes(&told.top_ids)));
+            tensors.push(("top_logprobs", Dtype::F32, shape, bytes(&told.top_logprobs)));
+        }
+        tensors
+    }
+    let rows = answer.rows();
+    let status: Vec<u8> = answer.row_status.iter().map(|status| *status as u8).collect();
+    let mut tensors = vec![("row_status", Dtype::U8, vec![rows], status.into())];
+    tensors.extend(match &answer.output {
+        Output::Logits { dtype, vocab_size, bytes } => {
+            let dtype = match dtype {
+                DType::F16 => Dtype::F16,
+                DType::Bf16 => Dtype::BF16,
+                _ => Dtype::F32,
+            };
+            vec![("logits", dtype, vec![rows, *vocab_size], bytes.into())]
+        }
+        Output::Argmax { ids } => vec![("argmax", Dtype::I64, vec![rows], bytes(ids))],
+        Output::Sample { ids, logprobs } => {
+            let names = ["sampled_logprobs", "sampled_ranks"];
+            let logprobs = logprobs.iter().flat_map(|logprobs| told(logprobs, rows, names));
+            [("sampled", Dtype::I64, vec![rows], bytes(ids))].into_iter().chain(logprobs).collect()
+        }
+        Output::TopK { k, values, ids, logsumexp } => vec![
+            ("topk_values", Dtype::F32, vec![rows, *k], bytes(values)),
+            ("topk_ids", Dtype::I64, vec![rows, *k], bytes(ids)),
+            ("logsumexp", Dtype::F32, vec![rows], bytes(logsumexp)),
+        ],
+        Output::Logprobs(logprobs) => told(logprobs, rows, ["logprobs", "target_ranks"]),
+        _ => unreachable!("no other request is asked"),
+    });
+    tensors
+}
+
 /// Writes `tensors` as a safetensors file: the widest types first, then by name, as the format's own writers
 /// order them.
 pub fn write_safetensors(out: &mut impl Write, mut tensors: Vec<Tensor<'_>>) -> io::Result<()> {
@@ -193,6 +246,40 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{FileTypeExt, symlink};
     use std::os::unix::net::UnixListener;
+
+    /// The same bytes as the format's own writer.
+    #[test]
+    fn an_answer_is_written_as_the_safetensors_crate_writes_it() {
+        use lmhead::result::{OwnedAnswer, Request, StepStats};
+        use safetensors::tensor::TensorView;
+        for request in [
+            Request::logits(DType::F32),
+            Request::logits(DType::Bf16),
+            Request::argmax(),
+            Request::sample(),
+            Request::sample_with_logprobs(0),
+            Request::sample_with_logprobs(2),
+            Request::top_k(3),
+            Request::logprobs(0),
+            Request::Logprobs { targets: 4, top_n: 3, processed: true },
+        ] {
+            let mut answer = OwnedAnswer::new(&request, 5, 70).unwrap();
+            for (number, column) in answer.buffers().into_host().into_iter().enumerate() {
+                let numbered = column.iter_mut().enumerate();
+                numbered
+                    .for_each(|(at, byte)| *byte = if number == 0 { at % 4 } else { number + 7 * at } as u8);
+            }
+            let answer = answer.into_answer(StepStats::default());
+            let tensors = tensors(&answer);
+            let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+                (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+            });
+            let want = safetensors::serialize(views, None).unwrap();
+            let mut got = Vec::new();
+            write_safetensors(&mut got, tensors.clone()).unwrap();
+            assert!(got == want, "{request}");
+        }
+    }
 
     /// A target that is no regular file is refused at the start, or at the end if it appeared later; it stays
     /// untouched.

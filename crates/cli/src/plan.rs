@@ -7,7 +7,7 @@ mod plot;
 mod profile;
 mod report;
 
-use crate::args::RequestWords;
+use crate::args::{self, RankArgs, SizeArgs};
 use crate::input::HeadSource;
 use crate::output::{OutFile, input_files};
 use crate::sampling_args::SamplingArgs;
@@ -20,90 +20,103 @@ use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::layout::{ParallelLayout, RankOrder};
 use lmhead::result::Request;
+use lmhead::weights;
 use lmhead::weights::synthetic::{self, Preset};
 use profile::Profile;
-use report::{Collectives, Costs, PlanReport, WeightBytes};
+use report::{Collectives, Costs, PlanReport};
 use std::path::PathBuf;
 
+/// Where the head comes from.
 #[derive(Args)]
-#[command(allow_hyphen_values = true)]
-pub struct PlanArgs {
+#[command(next_help_heading = "Head (one of)")]
+struct PlannedHeadArgs {
     /// Head: a known model's size: deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny
-    #[arg(long, value_name = "NAME", help_heading = "Head (one of)", value_parser = synthetic::preset)]
+    #[arg(long, value_name = "NAME", value_parser = synthetic::preset)]
     preset: Option<Preset>,
     /// Head: a Hugging Face model folder (config.json and safetensors)
-    #[arg(long, value_name = "DIR", help_heading = "Head (one of)")]
+    #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Head: ids of the vocabulary, with --hidden-size
-    #[arg(
-        long,
-        value_name = "N",
-        help_heading = "Head (one of)",
-        value_parser = at_least_one("--vocab-size")
-    )]
-    vocab_size: Option<usize>,
-    /// Columns of the head, with --vocab-size
-    #[arg(
-        long,
-        value_name = "N",
-        help_heading = "Head (one of)",
-        value_parser = at_least_one("--hidden-size")
-    )]
-    hidden_size: Option<usize>,
+    #[command(flatten)]
+    sizes: SizeArgs,
     /// f32 | bf16 | f16: type of the weights of a head given by its sizes [default: bf16]
     #[arg(
         long,
         value_name = "DTYPE",
-        help_heading = "Head (one of)",
         value_parser = values::float("--weights", "for int8 add --quantize w8a8 or w8a16")
     )]
     weights: Option<DType>,
+}
+
+/// The rows of a step, and the ranks that bring them.
+#[derive(Args)]
+#[command(next_help_heading = "Rows and ranks")]
+struct LayoutArgs {
+    /// Rows that each dp rank brings to a step [default: the configured cost_model's, else 28]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = values::at_least_zero("--rows-per-rank", "28 is the default")
+    )]
+    rows_per_rank: Option<usize>,
+    /// Rows of each dp rank where they differ, as in 7,0,12,9; the cost model goes by the most
+    #[arg(long, value_name = "N,N,...", value_parser = values::row_counts)]
+    rows: Option<RowCounts>,
+    #[command(flatten)]
+    ranks: RankArgs,
+    /// Pipeline stages; the head is on the last one
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one("--pp"))]
+    pp: usize,
+    /// How global ranks are numbered, slowest first: vLLM's order or Megatron's
+    #[arg(long, value_name = "ORDER", default_value = "dp-pp-tp")]
+    rank_order: Order,
+    /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where
+    /// above 1, else what the cost model finds fastest, else 1, a whole head on every rank [default: auto]
+    #[arg(long, value_name = "SIZE", value_parser = values::lmhead_tp_size)]
+    lmhead_tp_size: Option<LmheadTpSize>,
+}
+
+/// What the cost model goes by.
+#[derive(Args)]
+#[command(next_help_heading = "Cost model")]
+struct CostArgs {
+    /// Speeds of the cost model: h100-nvlink, h100-infiniband, or both with a comma. Without --config, auto
+    /// goes by the first
+    #[arg(long, value_name = "NAME")]
+    machine: Option<String>,
+    /// Speeds as they were measured on a machine, with the steps measured beside them: cpu2-local,
+    /// cpu2-callbacks, cpu2-processes, cpu2-mpi, or the file of a profile; several with commas
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Bandwidth of device memory, in place of the machine's
+    #[arg(long, value_name = "GB/S", value_parser = values::speed("--memory-gb-per-s"))]
+    memory_gb_per_s: Option<f64>,
+    /// Matrix throughput in the head's type, in place of the machine's
+    #[arg(long, value_name = "N", value_parser = values::speed("--tflops"))]
+    tflops: Option<f64>,
+    /// Bandwidth that one rank receives at, in place of the machine's
+    #[arg(long, value_name = "GB/S", value_parser = values::speed("--link-gb-per-s"))]
+    link_gb_per_s: Option<f64>,
+    /// Latency of one collective, in place of the machine's
+    #[arg(long, value_name = "US", value_parser = values::speed("--latency-us"))]
+    latency_us: Option<f64>,
+    /// Candidates to compare whole logits with [default: the K or N of --request, 1 with argmax, else 64]
+    #[arg(
+        long,
+        value_name = "K",
+        value_parser = values::at_least_zero("--candidates", "ask for at least one and at most all")
+    )]
+    candidates: Option<usize>,
+}
+
+#[derive(Args)]
+#[command(allow_hyphen_values = true)]
+pub struct PlanArgs {
     /// TOML or JSON settings; options given here win over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// none | w8a8 | w8a16: quantise at load, or say how a stored int8 head is multiplied
     #[arg(long, value_name = "HOW", value_parser = values::quantization)]
     quantize: Option<Quantization>,
-
-    /// Rows that each dp rank brings to a step [default: the configured cost_model's, else 28]
-    #[arg(
-        long,
-        value_name = "N",
-        help_heading = "Rows and ranks",
-        value_parser = values::at_least_zero("--rows-per-rank", "28 is the default")
-    )]
-    rows_per_rank: Option<usize>,
-    /// Rows of each dp rank where they differ, as in 7,0,12,9; the cost model goes by the most
-    #[arg(long, value_name = "N,N,...", help_heading = "Rows and ranks", value_parser = values::row_counts)]
-    rows: Option<RowCounts>,
-    /// Data-parallel ranks [default: the number of entries of --rows, or 1]
-    #[arg(long, value_name = "N", help_heading = "Rows and ranks", value_parser = at_least_one("--dp"))]
-    dp: Option<usize>,
-    /// Tensor-parallel ranks of each replica
-    #[arg(
-        long,
-        value_name = "N",
-        default_value = "1",
-        help_heading = "Rows and ranks",
-        value_parser = at_least_one("--tp")
-    )]
-    tp: usize,
-    /// Pipeline stages; the head is on the last one
-    #[arg(
-        long,
-        value_name = "N",
-        default_value = "1",
-        help_heading = "Rows and ranks",
-        value_parser = at_least_one("--pp")
-    )]
-    pp: usize,
-    /// How global ranks are numbered, slowest first: vLLM's order or Megatron's
-    #[arg(long, value_name = "ORDER", default_value = "dp-pp-tp", help_heading = "Rows and ranks")]
-    rank_order: Order,
-    /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where
-    /// above 1, else what the cost model finds fastest, else 1, a whole head on every rank [default: auto]
-    #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks", value_parser = values::lmhead_tp_size)]
-    lmhead_tp_size: Option<LmheadTpSize>,
 
     /// logits | argmax | topk:K | logprobs[:N] | sample[:N], in a step with exact counts and without
     /// adjustments
@@ -112,48 +125,6 @@ pub struct PlanArgs {
     /// f32 | bf16 | f16: the type that --request logits rounds to [default: f32]
     #[arg(long, value_name = "DTYPE", value_parser = values::float("--logits-dtype", "use one of those"))]
     logits_dtype: Option<DType>,
-
-    #[command(flatten)]
-    sampling: SamplingArgs,
-
-    /// Speeds of the cost model: h100-nvlink, h100-infiniband, or both with a comma. Without --config, auto
-    /// goes by the first
-    #[arg(long, value_name = "NAME", help_heading = "Cost model")]
-    machine: Option<String>,
-    /// Speeds as they were measured on a machine, with the steps measured beside them: cpu2-local,
-    /// cpu2-callbacks, cpu2-processes, cpu2-mpi, or the file of a profile; several with commas
-    #[arg(long, value_name = "NAME", help_heading = "Cost model")]
-    profile: Option<String>,
-    /// Bandwidth of device memory, in place of the machine's
-    #[arg(
-        long,
-        value_name = "GB/S",
-        help_heading = "Cost model",
-        value_parser = values::speed("--memory-gb-per-s")
-    )]
-    memory_gb_per_s: Option<f64>,
-    /// Matrix throughput in the head's type, in place of the machine's
-    #[arg(long, value_name = "N", help_heading = "Cost model", value_parser = values::speed("--tflops"))]
-    tflops: Option<f64>,
-    /// Bandwidth that one rank receives at, in place of the machine's
-    #[arg(
-        long,
-        value_name = "GB/S",
-        help_heading = "Cost model",
-        value_parser = values::speed("--link-gb-per-s")
-    )]
-    link_gb_per_s: Option<f64>,
-    /// Latency of one collective, in place of the machine's
-    #[arg(long, value_name = "US", help_heading = "Cost model", value_parser = values::speed("--latency-us"))]
-    latency_us: Option<f64>,
-    /// Candidates to compare whole logits with [default: the K or N of --request, 1 with argmax, else 64]
-    #[arg(
-        long,
-        value_name = "K",
-        help_heading = "Cost model",
-        value_parser = values::at_least_zero("--candidates", "ask for at least one and at most all")
-    )]
-    candidates: Option<usize>,
 
     /// List the kernels that can multiply a step's rows on this GPU, what each would cost, and which is
     /// chosen
@@ -165,6 +136,16 @@ pub struct PlanArgs {
     /// Print one JSON object, with every rank, instead of the tables
     #[arg(long)]
     json: bool,
+
+    // As in `RunArgs`, groups with a heading come last.
+    #[command(flatten)]
+    head: PlannedHeadArgs,
+    #[command(flatten)]
+    layout: LayoutArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    costs: CostArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -184,13 +165,12 @@ const CANDIDATES: usize = 64;
 
 pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
     let mut settings = args.config.as_deref().map(Settings::from_file).transpose()?.unwrap_or_default();
-    if let Some(size) = args.lmhead_tp_size {
+    if let Some(size) = args.layout.lmhead_tp_size {
         settings.lmhead_tp_size = size;
     }
-    let words = RequestWords { request: &args.request, logits_dtype: args.logits_dtype, processed: false };
-    let request = words.parse()?;
+    let request = args::request(&args.request, args.logits_dtype, false)?;
     let sampling = args.sampling.params(&args.request, 0)?;
-    let head = args.head(&mut settings)?;
+    let head = args.head.open(&mut settings, args.quantize)?;
     let mut config = head.source.config(&settings)?;
     request.check(config.vocab_size)?;
     config.hidden_dtype = Some(head.source.hidden_dtype(&config));
@@ -204,14 +184,16 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
         .into());
     }
     let dtype = head.source.loaded_dtype(config.quantization);
-    let head = PlannedHead { name: head.name, weight: WeightBytes { dtype, bias: head.source.has_bias() } };
-    let (layout, rows) = args.ranks(&config)?;
+    let scaled = !dtype.is_float() || head.source.has_float_scales(config.quantization);
+    let row_bytes = weights::row_bytes(config.hidden_size, dtype, scaled, head.source.has_bias());
+    let head = PlannedHead { name: head.name, dtype, row_bytes };
+    let (layout, rows) = args.layout.layout(&config)?;
 
-    let names = args.profile.iter().flat_map(|names| names.split(','));
+    let names = args.costs.profile.iter().flat_map(|names| names.split(','));
     let profiles: Vec<Profile> = names.map(|name| Profile::find(name.trim())).collect::<Result<_>>()?;
-    let speeds = args.speeds(&config, &profiles)?;
+    let speeds = args.costs.speeds(&config, &profiles)?;
     let most = rows.iter().copied().max().unwrap_or(0);
-    let candidates = args.candidates(&request, config.vocab_size)?;
+    let candidates = args.costs.candidates(&request, config.vocab_size)?;
     let logits_dtype = if let Request::Logits { dtype } = request { dtype } else { DType::Bf16 };
     let model = |speeds: &CostModel, candidates| CostModel {
         rows_per_rank: most,
@@ -244,7 +226,7 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
         .iter()
         .map(|(name, speeds)| {
             let models = (&model(speeds, None), &model(speeds, Some(candidates)));
-            Costs::over_sizes(name, &head.weight, &config, &layout, models, &collectives)
+            Costs::over_sizes(name, head.row_bytes, &config, &layout, models, &collectives)
         })
         .collect();
     for profile in &profiles {
@@ -260,11 +242,11 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
     let mut report = PlanReport::new(&head, &config, &layout, &rows, (&request, sampling), costs)?;
     if let Some(device) = args.kernels {
         let (rows, ids) = report.largest_product();
-        report.kernels = Some(kernels::Kernels::new(device, &config, head.weight.dtype, rows, ids)?);
+        report.kernels = Some(kernels::Kernels::new(device, &config, head.dtype, rows, ids)?);
     }
 
     if let Some(path) = &args.svg {
-        let inputs = input_files(args.config.as_deref(), args.model.as_deref());
+        let inputs = input_files(args.config.as_deref(), args.head.model.as_deref());
         let out = OutFile::check(path, &inputs, "--svg")?;
         out.write_bytes(plot::svg(&report).as_bytes())?;
     }
@@ -285,13 +267,16 @@ struct NamedHead {
 /// The head that is planned for.
 pub struct PlannedHead {
     name: String,
-    weight: WeightBytes,
+    /// Type of the weights as they are multiplied.
+    dtype: DType,
+    /// Bytes of one vocabulary id.
+    row_bytes: u64,
 }
 
-impl PlanArgs {
+impl PlannedHeadArgs {
     /// The head. Sizes given as options are put into the settings, which take precedence over a model's own.
-    fn head(&self, settings: &mut Settings) -> Result<NamedHead> {
-        let (quantize, sizes) = (self.quantize, (self.vocab_size, self.hidden_size));
+    fn open(&self, settings: &mut Settings, quantize: Option<Quantization>) -> Result<NamedHead> {
+        let sizes = (self.sizes.vocab_size, self.sizes.hidden_size);
         let given = sizes.0.is_some() || sizes.1.is_some();
         let one_of = |got: &str| Error::Config {
             key: "--preset, --model, --vocab-size".into(),
@@ -335,12 +320,14 @@ impl PlanArgs {
         };
         Ok(NamedHead { name, source })
     }
+}
 
+impl LayoutArgs {
     /// The layout, and the rows of each dp rank.
-    fn ranks(&self, config: &HeadConfig) -> Result<(ParallelLayout, Vec<usize>)> {
+    fn layout(&self, config: &HeadConfig) -> Result<(ParallelLayout, Vec<usize>)> {
         let listed = self.rows.as_ref().map(|RowCounts(rows)| rows.clone());
-        let dp = values::dp_ranks(self.dp, listed.as_deref())?;
-        let (tp, pp) = (self.tp, self.pp);
+        let RankArgs { dp, tp } = self.ranks;
+        let (dp, pp) = (values::dp_ranks(dp, listed.as_deref())?, self.pp);
         let order = match self.rank_order {
             Order::DpPpTp => RankOrder::DpPpTp,
             Order::PpDpTp => RankOrder::PpDpTp,
@@ -370,7 +357,9 @@ impl PlanArgs {
         }
         Ok((layout, rows))
     }
+}
 
+impl CostArgs {
     /// The machines whose speeds are compared, the configured one first.
     fn speeds(&self, config: &HeadConfig, profiles: &[Profile]) -> Result<Vec<(String, CostModel)>> {
         let (memory, tflops) = (self.memory_gb_per_s, self.tflops);
@@ -429,12 +418,11 @@ impl PlanArgs {
                 let fix = "ask for at least one and at most all";
                 Err(refused("--candidates", &most, &k.to_string(), fix))
             }
-            None => Ok(match *request {
-                Request::Argmax => 1,
-                Request::TopK { k } => k,
-                Request::Logprobs { top_n, .. } => top_n.max(1),
-                _ => CANDIDATES.min(vocab_size),
-            }),
+            None => {
+                // Those of a sampling step depend on its parameters.
+                let own = request.candidates().filter(|_| !matches!(request, Request::Sample { .. }));
+                Ok(own.unwrap_or(CANDIDATES.min(vocab_size)))
+            }
         }
     }
 }

@@ -7,24 +7,18 @@ use crate::report::{bytes, command};
 use crate::values::{self, refused};
 use crate::{Failure, print, tell, terminal, threads};
 use clap::Args;
-use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
-use lmhead::backend::{Job, LogitsOut, On, Out, Status};
 use lmhead::config::{HeadConfig, Quantization, Settings};
 use lmhead::doctor::machine_name;
 use lmhead::dtype::DType;
-use lmhead::epilogue::Epilogue;
 use lmhead::error::{Error, Result};
-use lmhead::layout::BLOCK;
-use lmhead::memory::SpanMut;
+use lmhead::fidelity::{self, Fidelity};
 use lmhead::quantize::MAX_INT8_HIDDEN;
-use lmhead::quantize::fidelity::Divergence;
 use lmhead::rows::HiddenRows;
-use lmhead::weights::{Checkpoint, HeadShard, LoadOptions, synthetic};
+use lmhead::weights::{Checkpoint, synthetic};
 use serde::Serialize;
 use std::borrow::Cow;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 #[derive(Args)]
@@ -65,9 +59,6 @@ pub struct QuantizeArgs {
 const HEAD: &str = "lm_head.weight";
 /// Most rows of a comparison: with more, their logits would take memory comparable to the weights.
 const MAX_ROWS: usize = 1024;
-/// Bytes of weights, and of logits, of one slice of the vocabulary in a comparison.
-const SLICE_BYTES: usize = 32 << 20;
-
 #[derive(Serialize)]
 struct QuantizeReport {
     /// Version of lmhead.
@@ -97,7 +88,8 @@ struct QuantizeReport {
     weights: Weights,
     rows: usize,
     seed: u64,
-    /// `None` without rows; w8a8 also where the hidden size exceeds what int32 sums hold.
+    /// `None` without rows; w8a8 also where the hidden size exceeds what int32 sums hold. Its divergences are
+    /// null where a logit is not finite.
     w8a16: Option<Fidelity>,
     w8a8: Option<Fidelity>,
     warnings: Vec<String>,
@@ -109,15 +101,6 @@ struct Weights {
     relative_error: f64,
     worst_row: usize,
     worst_row_relative_error: f64,
-}
-
-/// Comparison with the original head on the same rows.
-#[derive(Serialize)]
-struct Fidelity {
-    /// `KL(softmax(original) ‖ softmax(int8))`, nats, over the rows; null where a logit is not finite.
-    kl_mean: f64,
-    kl_largest: f64,
-    same_argmax: usize,
 }
 
 pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
@@ -150,9 +133,29 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
 
     // Compare the file as written.
     let written = Checkpoint::from_file(temporary.path(), &name)?;
-    let comparison =
-        Comparison { backend: &backend, config: &config, original: &checkpoint, written: &written };
-    let (w8a16, w8a8) = comparison.run(rows, seed)?;
+    let (dtype, hidden_size) = (checkpoint.dtype(), config.hidden_size);
+    let bytes: Vec<u8> =
+        (0..rows as u64).flat_map(|row| synthetic::hidden_row(seed, row, hidden_size, dtype)).collect();
+    let ways = match (rows, hidden_size) {
+        (0, _) => &[][..],
+        (_, ..=MAX_INT8_HIDDEN) => &[Quantization::W8a16, Quantization::W8a8],
+        _ => &[Quantization::W8a16],
+    };
+    let bar = progress_bar("comparing");
+    let compared = fidelity::compare(
+        &backend,
+        &config,
+        &checkpoint,
+        (&written, ways),
+        HiddenRows::new(&bytes, dtype, rows, hidden_size)?,
+        &|done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        },
+    )?;
+    bar.finish_and_clear();
+    let mut compared = compared.into_iter();
+    let (w8a16, w8a8) = (compared.next(), compared.next());
     checkpoint.check_unchanged()?;
     let bytes_out = temporary.as_file().metadata().map_or(0, |about| about.len());
     out.keep_synced(temporary)?;
@@ -243,78 +246,6 @@ fn warnings(checkpoint: &Checkpoint, vocab_size: usize) -> Vec<String> {
     warnings
 }
 
-/// The original and the written head, on the same rows.
-struct Comparison<'a> {
-    backend: &'a CpuBackend,
-    config: &'a HeadConfig,
-    original: &'a Checkpoint,
-    written: &'a Checkpoint,
-}
-
-impl Comparison<'_> {
-    /// Compares w8a16 and w8a8 slice by slice of the vocabulary, so that neither a head nor all logits are
-    /// held in memory.
-    fn run(&self, rows: usize, seed: u64) -> Result<(Option<Fidelity>, Option<Fidelity>)> {
-        if rows == 0 {
-            return Ok((None, None));
-        }
-        let (vocab_size, hidden) = (self.config.vocab_size, self.config.hidden_size);
-        let dtype = self.original.dtype();
-        let hidden_bytes: Vec<u8> =
-            (0..rows as u64).flat_map(|row| synthetic::hidden_row(seed, row, hidden, dtype)).collect();
-        let hidden_rows = HiddenRows::new(&hidden_bytes, dtype, rows, hidden)?;
-        let epilogue = self.config.epilogue();
-
-        let with_int8 = hidden <= MAX_INT8_HIDDEN;
-        let mut w8a16 = vec![Divergence::default(); rows];
-        let mut w8a8 = vec![Divergence::default(); if with_int8 { rows } else { 0 }];
-        let ids = SLICE_BYTES / (hidden * dtype.size()).max(3 * 4 * rows) / BLOCK * BLOCK;
-        let ids = ids.max(BLOCK);
-        let bar = progress_bar("comparing");
-        bar.set_length((vocab_size * hidden * dtype.size()) as u64);
-        for start in (0..vocab_size).step_by(ids) {
-            let slice = start..(start + ids).min(vocab_size);
-            let shard = |of: &Checkpoint, quantization| {
-                let options = LoadOptions { quantization: Some(quantization), ..LoadOptions::default() };
-                of.shard(slice.clone(), vocab_size, &options)
-            };
-            let original = self.logits(hidden_rows, shard(self.original, Quantization::None)?, epilogue)?;
-            for (quantization, divergences) in
-                [(Quantization::W8a16, &mut w8a16), (Quantization::W8a8, &mut w8a8)]
-            {
-                if divergences.is_empty() {
-                    continue;
-                }
-                let other = self.logits(hidden_rows, shard(self.written, quantization)?, epilogue)?;
-                let rows = original.chunks(slice.len()).zip(other.chunks(slice.len()));
-                for (divergence, (original, other)) in divergences.iter_mut().zip(rows) {
-                    divergence.push(start, original, other);
-                }
-            }
-            bar.inc((slice.len() * hidden * dtype.size()) as u64);
-        }
-        bar.finish_and_clear();
-        Ok((Some(Fidelity::of(&w8a16)), with_int8.then(|| Fidelity::of(&w8a8))))
-    }
-
-    /// Logits, f32 `[rows, ids of the shard]`.
-    fn logits(&self, rows: HiddenRows<'_>, shard: HeadShard, epilogue: Epilogue) -> Result<Vec<f32>> {
-        let columns = shard.vocab().len();
-        let mut logits = vec![0.0f32; rows.len() * columns];
-        let mut status = vec![0u32; rows.len()];
-        let mut loaded = self.backend.load(&Arc::new(shard), rows.dtype())?;
-        let out = LogitsOut {
-            data: SpanMut::host(&mut logits[..]),
-            stride: columns * size_of::<f32>(),
-            dtype: DType::F32,
-            status: Status::Apart { words: SpanMut::host(&mut status[..]), stride: size_of::<u32>() },
-        };
-        let job = Job { rows, epilogue, adjustments: None, placed: None };
-        loaded.run(&job, Out::Logits(out), &mut On::default())?;
-        Ok(logits)
-    }
-}
-
 /// The word quoted for a POSIX shell.
 fn shell_quoted(word: &str) -> Cow<'_, str> {
     let plain = |c: char| c.is_alphanumeric() || "-_./=+,:@%".contains(c);
@@ -322,18 +253,6 @@ fn shell_quoted(word: &str) -> Cow<'_, str> {
         return word.into();
     }
     format!("'{}'", word.replace('\'', r"'\''")).into()
-}
-
-impl Fidelity {
-    fn of(rows: &[Divergence]) -> Self {
-        let kls = || rows.iter().map(Divergence::kl);
-        Fidelity {
-            kl_mean: kls().sum::<f64>() / rows.len() as f64,
-            // Not f64::max, which ignores NaN.
-            kl_largest: kls().fold(0.0, |largest, kl| if kl > largest || kl.is_nan() { kl } else { largest }),
-            same_argmax: rows.iter().filter(|row| row.same_argmax()).count(),
-        }
-    }
 }
 
 impl QuantizeReport {

@@ -3,7 +3,6 @@
 
 use crate::Failure;
 use crate::args::CountMode;
-use crate::assembled::Part;
 use crate::input::{HeadSource, RankRows, Rows, progress_bar};
 use crate::times::{SlowestRank, StageTimes};
 use lmhead::backend::Backend;
@@ -13,7 +12,7 @@ use lmhead::error::Result;
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::{LmHead, StepOptions};
 use lmhead::layout::{HeadGroup, ParallelLayout};
-use lmhead::result::{Request, StepStats};
+use lmhead::result::{AnswerBuffers, Request, StepStats};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::weights::HeadShard;
 use std::collections::BTreeMap;
@@ -87,8 +86,6 @@ impl Connect for InProcess {
 
 /// What a rank reports of its steps.
 pub struct Told {
-    /// Rows that it got answers for.
-    pub rows: usize,
     /// Of the last step.
     pub stats: StepStats,
     pub times: StageTimes,
@@ -149,7 +146,7 @@ pub fn run(
     backend: &Arc<dyn Backend>,
     plan: &RunPlan,
     slowest: &SlowestRank,
-    parts: Vec<Part>,
+    parts: Vec<AnswerBuffers<'_>>,
 ) -> std::result::Result<(Vec<Rank>, Vec<Told>), Failure> {
     assert_eq!(parts.len(), ranks.ranks.len(), "every rank has a part");
     let Ranks { ranks, exchanges } = ranks;
@@ -195,7 +192,7 @@ fn run_one(
     exchange: Arc<dyn Exchange>,
     backend: Arc<dyn Backend>,
     plan: &RunPlan,
-    mut answer: Part,
+    mut answer: AnswerBuffers<'_>,
     took: impl Fn(usize, Duration),
 ) -> Result<Told> {
     let part = &plan.parts[rank.dp];
@@ -225,10 +222,9 @@ fn run_one(
         head.warm_up(0, &[plan.request])?;
     }
     let options = StepOptions { adjusted: plan.rows.data.is_adjusted(), ..StepOptions::default() };
-    let rows = answer.rows;
     let mut step = || {
         let ticket = head.begin(&counts(), &plan.request, options)?;
-        data.with(|inputs| head.run_into(ticket, hidden, &inputs, answer.buffers(), On::default()))
+        data.with(|inputs| head.run_into(ticket, hidden, &inputs, answer.reborrow(), On::default()))
     };
     // Steps like the timed ones, so that no timed step is the first to touch a buffer, a page of the weights
     // or a kernel.
@@ -244,18 +240,18 @@ fn run_one(
         took(number, time);
         times.add(time, &stats);
     }
-    Ok(Told { rows, stats, times })
+    Ok(Told { stats, times })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::assembled::Assembled;
     use crate::input::Rows;
     use crate::row_data::RowData;
     use lmhead::backend::cpu::CpuBackend;
     use lmhead::config::Settings;
     use lmhead::layout::RankOrder;
+    use lmhead::result::OwnedAnswer;
     use lmhead::weights::synthetic;
 
     /// One of several processes: its ranks and their endpoints.
@@ -307,15 +303,15 @@ mod tests {
             parts: &parts,
         };
         let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(Some(2)).unwrap());
-        let answers = |connect: &mut dyn Connect| -> Vec<(usize, Assembled)> {
+        let answers = |connect: &mut dyn Connect| -> Vec<(usize, OwnedAnswer)> {
             let ranks = set_up(&source, &config, &layout, 3, connect).unwrap();
             let slowest = SlowestRank::new(2, plan.steps).unwrap();
             let room = |rank: &Rank| {
                 let rows = plan.parts[rank.dp].places.len();
-                Assembled::new(&request, rows, config.vocab_size).unwrap()
+                OwnedAnswer::new(&request, rows, config.vocab_size).unwrap()
             };
-            let mut answers: Vec<Assembled> = ranks.ranks.iter().map(room).collect();
-            let parts = answers.iter_mut().map(Assembled::whole).collect();
+            let mut answers: Vec<OwnedAnswer> = ranks.ranks.iter().map(room).collect();
+            let parts = answers.iter_mut().map(OwnedAnswer::buffers).collect();
             let Ok((ranks, _)) = run(ranks, &backend, &plan, &slowest, parts) else {
                 panic!("a rank failed")
             };
@@ -333,14 +329,14 @@ mod tests {
         let processes = processes.map(|ranks| Process {
             endpoints: ranks.into_iter().map(|rank| (rank, endpoints.remove(&rank))).collect(),
         });
-        let mut apart: Vec<(usize, Assembled)> = thread::scope(|scope| {
+        let mut apart: Vec<(usize, OwnedAnswer)> = thread::scope(|scope| {
             let answers = &answers;
             let threads = processes.map(|mut process| scope.spawn(move || answers(&mut process)));
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
         });
         apart.sort_by_key(|(rank, _)| *rank);
         for ((rank, want), (same, got)) in together.iter().zip(&apart) {
-            assert_eq!((rank, &want.output, &want.row_status), (same, &got.output, &got.row_status));
+            assert_eq!((rank, want.columns()), (same, got.columns()));
         }
         assert_eq!(apart.len(), 6);
     }

@@ -1,8 +1,8 @@
 //! The report of `lmhead run`: a table for the terminal, the same as JSON.
 
-use crate::check::CheckReport;
 use crate::terminal;
 use crate::times::Percentiles;
+use lmhead::reference::Verdict;
 use serde::{Deserialize, Serialize};
 
 /// The report of one run. Times are medians over the timed steps, except the percentiles.
@@ -37,7 +37,7 @@ pub struct RunReport {
     pub steps: usize,
     pub ranks: Vec<RankReport>,
     pub step: StepReport,
-    pub check: Option<CheckReport>,
+    pub check: Option<Verdict>,
     pub out: Option<String>,
     pub warnings: Vec<String>,
 }
@@ -84,7 +84,7 @@ pub struct StepReport {
     /// Collective operations of the rank that has most.
     pub rounds: u32,
     /// Bytes that would have crossed for all f32 logits of the same rows, in exact steps.
-    pub full_logits_bytes: u64,
+    pub full_logits_bytes: u128,
     /// Bytes of weights that all ranks streamed, over the time of the slowest matmul, GB/s (1e9 bytes).
     pub weight_gb_per_s: f64,
 }
@@ -156,7 +156,7 @@ impl RunReport {
             ));
         }
         if let Some(check) = &self.check {
-            lines.push(check.sentence(&self.request, &self.quantization));
+            lines.push(sentence(check, &self.request, &self.quantization));
             lines.extend(check.mistakes.iter().map(|mistake| format!("  {mistake}")));
         }
         if let Some(out) = &self.out {
@@ -164,6 +164,43 @@ impl RunReport {
         }
         lines.join("\n")
     }
+}
+
+const TOKENS: &str = "no token that a filter surely excludes or another surely beats";
+
+/// The verdict in a sentence.
+fn sentence(verdict: &Verdict, request: &str, quantization: &str) -> String {
+    let passed = if verdict.passed { "check passed" } else { "CHECK FAILED" };
+    // The error of quantisation is not an error of the computation, and not measured here.
+    let truth = match quantization {
+        "none" => "float64".to_string(),
+        how => format!("float64 arithmetic on the {how} head"),
+    };
+    let extent = if verdict.everything { "everything" } else { "a seeded sample" };
+    let found = match (request, verdict.error_over_rms) {
+        _ if verdict.values == 0 => "nothing was compared".into(),
+        ("argmax", _) => "no id that another beats by more than rounding".into(),
+        (sampled, _) if sampled.starts_with("sample with") => format!(
+            "{TOKENS}; largest error of a logprob {:.1e} (no correct sum exceeds {:.1e})",
+            verdict.largest_error, verdict.allowed_there
+        ),
+        (sampled, _) if sampled.starts_with("sample") => TOKENS.into(),
+        (_, Some(over)) => format!(
+            "largest error {over:.1e} of the logits' rms, allowed {:.0e}; \
+             largest absolute error {:.1e} (no correct sum exceeds {:.1e})",
+            verdict.rms_limit, verdict.largest_error, verdict.allowed_there
+        ),
+        (_, None) => format!(
+            "largest absolute error {:.1e} (no correct sum exceeds {:.1e}); nearest to its bound: {:.1e} of it",
+            verdict.largest_error, verdict.allowed_there, verdict.worst_ratio
+        ),
+    };
+    let broken = match verdict.not_finite {
+        0 => String::new(),
+        n => format!(", {n} of them not finite or without an answer, as in the truth"),
+    };
+    let (values, rows) = (verdict.values, verdict.rows);
+    format!("{passed} against {truth} ({extent}: {values} values of {rows} rows{broken}): {found}")
 }
 
 /// The command, without the program's path.
@@ -177,8 +214,8 @@ fn counted(n: usize, what: &str) -> String {
 }
 
 /// Bytes with a decimal prefix.
-pub fn bytes(n: u64) -> String {
-    match n as f64 {
+pub fn bytes(n: impl Into<u128>) -> String {
+    match n.into() as f64 {
         n if n >= 1e9 => format!("{:.2} GB", n / 1e9),
         n if n >= 1e6 => format!("{:.1} MB", n / 1e6),
         n if n >= 1e3 => format!("{:.1} kB", n / 1e3),

@@ -107,12 +107,6 @@ impl RowData {
         RowData { targets, ..RowData::default() }
     }
 
-    /// The same with these targets, `[n, of_a_row]`.
-    #[cfg(test)]
-    pub fn with_targets(self, ids: Vec<i64>, of_a_row: usize) -> Self {
-        RowData { targets: Some(Targets { ids, of_a_row }), ..self }
-    }
-
     /// Samples each of `n` rows with the same parameters, at its own position.
     pub fn sampled(self, params: Option<SamplingParams>, n: usize) -> Self {
         RowData { sampling: params.map(|params| params_at_positions(params, n)), ..self }

@@ -2,9 +2,7 @@
 //! share a run, each does this with its own rank, and the first collects the results of all.
 
 use crate::args::{CountMode, RunArgs};
-use crate::assembled::Assembled;
 use crate::backends::{Chosen, choose};
-use crate::check;
 use crate::input::{HeadSource, Rows};
 use crate::job::{self, Alive, Job, Peers};
 use crate::output::{OutFile, input_files};
@@ -16,10 +14,11 @@ use lmhead::backend::{Backend, HeadTypes};
 use lmhead::config::{HeadConfig, Settings};
 use lmhead::doctor::machine_name;
 use lmhead::dtype::DType;
-use lmhead::finish::columns;
-use lmhead::layout::{Launch, ParallelLayout, RankOrder};
-use lmhead::result::{Request, RowStatus};
-use lmhead::step::HEADER_BYTES;
+use lmhead::head::{bytes_exchanged, step_traffic};
+use lmhead::layout::{HeadGroup, Launch, ParallelLayout, RankOrder};
+use lmhead::reference::Judge;
+use lmhead::result::{AnswerBuffers, OwnedAnswer, Request, RowStatus, StepStats};
+use lmhead::sampling::SamplingParams;
 use lmhead::weights::HeadShard;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -55,13 +54,14 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
     // All options and files are validated before anything is loaded or computed.
     let (request, threads, seed) = (args.request()?, job::threads_of(args, launch), args.seed);
     let (warm_up, steps, sampling) = (args.warm_up(), args.steps, args.sampling()?);
+    let (tp, mode) = (args.rows.ranks.tp, args.rows.mode);
     args.check_ranks()?;
     threads::limit(threads)?;
     let mut settings = match &args.config {
         Some(path) => Settings::from_file(path)?,
         None => Settings::default(),
     };
-    if let Some(size) = args.lmhead_tp_size {
+    if let Some(size) = args.rows.lmhead_tp_size {
         settings.lmhead_tp_size = size;
     }
     let source = HeadSource::open(args, &settings)?;
@@ -72,7 +72,7 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
     let request = rows.data.asked(request);
     config.hidden_dtype = Some(rows.dtype);
     rows.data.notes().iter().for_each(|note| warn(note));
-    let layout = ParallelLayout { dp: rows.counts.len(), tp: args.tp, pp: 1, order: RankOrder::default() };
+    let layout = ParallelLayout { dp: rows.counts.len(), tp, pp: 1, order: RankOrder::default() };
     job::check_layout(launch, &layout)?;
     let group_size = config.group_size(&layout)?;
     let slowest = SlowestRank::new(layout.world_size()? / group_size, steps)?;
@@ -81,10 +81,12 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
         config.logprobs_chunk_rows(group_size, rows.dtype, targets, top_n)?;
     }
     let out = args.out.as_deref().filter(|_| is_first);
-    let inputs = [&args.hidden, &args.config, &args.head].into_iter().flatten().map(PathBuf::as_path);
-    let inputs = input_files(inputs, args.model.as_deref());
+    let inputs =
+        [&args.rows.hidden, &args.config, &args.head.head].into_iter().flatten().map(PathBuf::as_path);
+    let inputs = input_files(inputs, args.head.model.as_deref());
     let out = out.map(|path| OutFile::check(path, &inputs, "--out")).transpose()?;
-    let mut answer = Assembled::new(&request, if is_first { rows.outputs() } else { 0 }, config.vocab_size)?;
+    let mut answer =
+        OwnedAnswer::new(&request, if is_first { rows.outputs() } else { 0 }, config.vocab_size)?;
 
     let Chosen { backend, description, threads } =
         choose(args.backend, threads, &config, &source, rows.dtype)?;
@@ -97,8 +99,7 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
     warnings.extend(rows.data.notes().iter().cloned());
 
     let parts = rows.by_rank();
-    let plan =
-        RunPlan { config: &config, request, mode: args.mode, warm_up, steps, rows: &rows, parts: &parts };
+    let plan = RunPlan { config: &config, request, mode, warm_up, steps, rows: &rows, parts: &parts };
     let members = ranks::members(&layout, group_size)?;
     let peers = job.peers(config.create_timeout);
     let (ranks, told) = match &peers {
@@ -121,7 +122,9 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
         return Ok((true, config.create_timeout));
     }
     let _alive = peers.as_ref().map(Alive::new).transpose()?;
-    let of_status = |status| (0..answer.rows).filter(|&i| answer.status(i) == status).collect::<Vec<usize>>();
+    let of_status = |status| -> Vec<usize> {
+        (0..answer.rows()).filter(|&row| answer.row_status(row) == status).collect()
+    };
     let bad = of_status(RowStatus::NonFinite);
     let none = of_status(RowStatus::NothingAllowed);
     for (rows, problem) in
@@ -138,16 +141,20 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
         true => {
             let shards = group_shards(&ranks, &source, &config)?;
             let types = shards.first().map(|shard| HeadTypes::of(shard, rows.dtype));
-            let data = check::Data {
+            let judge = Judge {
+                shards: &shards,
+                config: &config,
                 gaussian: source.is_synthetic(),
                 flushes: types.is_some_and(|types| backend.flushes_subnormals(types)),
                 accuracy: backend.accuracy(),
             };
-            Some(check::check(&answer, &request, &rows, &shards, &config, seed, data)?)
+            let hidden = rows.hidden(config.hidden_size)?;
+            Some(rows.data.with(|inputs| judge.judge(&answer, hidden, &inputs, seed))?)
         }
         false => None,
     };
     check_unchanged()?;
+    let mut answer = answer.into_answer(StepStats::default());
     if let Some(targets) = targets {
         draft::translate(&mut answer.output, targets);
     }
@@ -167,7 +174,7 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
         weights: weights.to_string(),
         quantization: config.quantization.to_string(),
         request: sampling_args::words(&request, sampling.as_ref(), rows.data.own_sampling()),
-        mode: mode_name(args.mode).into(),
+        mode: mode_name(mode).into(),
         backend: description,
         exchange: job.name().into(),
         threads,
@@ -175,12 +182,12 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
         tp: layout.tp,
         lmhead_tp_size: group_size,
         hidden_rows: rows.counts.iter().sum(),
-        output_rows: answer.rows,
+        output_rows: answer.rows(),
         rows_not_good: bad.len() + none.len(),
         load_seconds,
         warm_up,
         steps,
-        step: step_report(&members, &done, &plan, percentiles),
+        step: step_report(&done, full_logits_bytes(&layout, group_size, &plan)?, percentiles),
         ranks: done.into_iter().map(|done| done.report).collect(),
         check: checked,
         out: args.out.as_ref().map(|path| path.display().to_string()),
@@ -203,19 +210,11 @@ fn compute(
     plan: &RunPlan,
     slowest: &SlowestRank,
     members: &[Member],
-    whole: &mut Assembled,
+    whole: &mut OwnedAnswer,
 ) -> Result<(Vec<Rank>, Vec<Told>), Failure> {
     let (shares, places) = shares(members, plan);
     let mut repeated = room_to_repeat(&shares, plan)?;
-    let once: Vec<usize> = shares.iter().filter(|s| s.same_as.is_none()).map(|s| s.rows).collect();
-
-    let (mut of_whole, mut of_repeated) =
-        (whole.split(&once).into_iter(), repeated.iter_mut().map(Assembled::whole));
-    let parts = shares.iter().map(|share| match share.same_as {
-        None => of_whole.next().expect("a part for each share"),
-        Some(_) => of_repeated.next().expect("memory for each share"),
-    });
-    let done = ranks::run(set_up, backend, plan, slowest, parts.collect())?;
+    let done = ranks::run(set_up, backend, plan, slowest, parts(whole, &mut repeated, &shares))?;
     put_in_order(whole, &repeated, members, &shares, &places)?;
     Ok(done)
 }
@@ -227,26 +226,20 @@ fn compute_apart(
     plan: &RunPlan,
     slowest: &SlowestRank,
     members: &[Member],
-    whole: &mut Assembled,
+    whole: &mut OwnedAnswer,
     peers: &Peers,
 ) -> Result<(Vec<Rank>, Vec<Told>), Failure> {
     let (shares, places) = shares(members, plan);
-    let mut own = Assembled::new(&plan.request, shares[peers.me()].rows, plan.config.vocab_size)?;
-    let done = ranks::run(set_up, backend, plan, slowest, vec![own.whole()])?;
+    let mut own = OwnedAnswer::new(&plan.request, shares[peers.me()].rows, plan.config.vocab_size)?;
+    let done = ranks::run(set_up, backend, plan, slowest, vec![own.buffers()])?;
 
     let mut repeated = if peers.is_first() { room_to_repeat(&shares, plan)? } else { Vec::new() };
-    let rows = whole.rows;
+    let mut parts: Vec<_> = match peers.is_first() {
+        true => parts(whole, &mut repeated, &shares).into_iter().map(AnswerBuffers::into_host).collect(),
+        false => Vec::new(),
+    };
     for (i, column) in own.columns().into_iter().enumerate() {
-        let mut pieces = Vec::new();
-        if peers.is_first() {
-            let mut rest = whole.columns_mut().swap_remove(i);
-            let row_bytes = rest.len() / rows.max(1);
-            let mut again = repeated.iter_mut().map(|answer| answer.columns_mut().swap_remove(i));
-            pieces.extend(shares.iter().map(|share| match share.same_as {
-                None => rest.split_off_mut(..share.rows * row_bytes).expect("rows for each share"),
-                Some(_) => again.next().expect("memory for each share"),
-            }));
-        }
+        let mut pieces: Vec<&mut [u8]> = parts.iter_mut().map(|part| std::mem::take(&mut part[i])).collect();
         peers.collect(column, &mut pieces).map_err(|error| of_rank(peers, error))?;
     }
     if peers.is_first() {
@@ -261,16 +254,33 @@ fn of_rank(peers: &Peers, error: lmhead::Error) -> Failure {
 }
 
 /// Memory for the answers that several ranks give, one buffer for each rank after the first.
-fn room_to_repeat(shares: &[Share], plan: &RunPlan) -> lmhead::Result<Vec<Assembled>> {
+fn room_to_repeat(shares: &[Share], plan: &RunPlan) -> lmhead::Result<Vec<OwnedAnswer>> {
     let again = shares.iter().filter(|share| share.same_as.is_some());
-    again.map(|share| Assembled::new(&plan.request, share.rows, plan.config.vocab_size)).collect()
+    again.map(|share| OwnedAnswer::new(&plan.request, share.rows, plan.config.vocab_size)).collect()
+}
+
+/// The memory for each rank's answer: rows of `whole`, or one of `repeated`, in which it gives again what
+/// another rank writes there.
+fn parts<'a>(
+    whole: &'a mut OwnedAnswer,
+    repeated: &'a mut [OwnedAnswer],
+    shares: &[Share],
+) -> Vec<AnswerBuffers<'a>> {
+    let once: Vec<usize> = shares.iter().filter(|s| s.same_as.is_none()).map(|s| s.rows).collect();
+    let (mut once, mut again) =
+        (whole.split(&once).into_iter(), repeated.iter_mut().map(OwnedAnswer::buffers));
+    let parts = shares.iter().map(|share| match share.same_as {
+        None => once.next().expect("a part for each share"),
+        Some(_) => again.next().expect("memory for each share"),
+    });
+    parts.collect()
 }
 
 /// Compares the repeated answers with those in `whole`, and brings the rows from rank order into output
 /// order.
 fn put_in_order(
-    whole: &mut Assembled,
-    repeated: &[Assembled],
+    whole: &mut OwnedAnswer,
+    repeated: &[OwnedAnswer],
     members: &[Member],
     shares: &[Share],
     places: &[usize],
@@ -278,7 +288,7 @@ fn put_in_order(
     let again =
         members.iter().zip(shares).filter_map(|(m, share)| Some((m.rank, share.first, share.same_as?)));
     for ((rank, first, other), answer) in again.zip(repeated) {
-        if !whole.has(first, answer) {
+        if !whole.has_rows(first, answer) {
             let text = format!("its answer differs from rank {other}'s; please report it with the command");
             return Err(Failure::Ranks(vec![(rank, text)]));
         }
@@ -291,8 +301,6 @@ fn put_in_order(
 #[derive(Serialize, Deserialize)]
 struct Done {
     report: RankReport,
-    /// Rows that it got answers for.
-    rows: usize,
     weight_bytes: u64,
     /// Duration of each timed step, where the rank had a process of its own.
     step_nanos: Vec<u64>,
@@ -301,7 +309,7 @@ struct Done {
 impl Done {
     fn of(rank: &Rank, told: &Told, plan: &RunPlan) -> Self {
         let report = rank_report(rank, told, plan);
-        Done { report, rows: told.rows, weight_bytes: told.stats.weight_bytes, step_nanos: Vec::new() }
+        Done { report, weight_bytes: told.stats.weight_bytes, step_nanos: Vec::new() }
     }
 }
 
@@ -426,25 +434,19 @@ fn rank_report(rank: &Rank, told: &Told, plan: &RunPlan) -> RankReport {
     }
 }
 
-/// Bytes that a verified exact step for all f32 logits would exchange: headers, hidden rows, logits.
-fn full_logits_bytes(members: &[Member], done: &[Done], plan: &RunPlan) -> u64 {
-    let hidden = plan.config.hidden_size * plan.rows.dtype.size();
-    let of_rank = |(member, done): (&Member, &Done)| {
-        let (group, vocab_size) = (&member.group, plan.config.vocab_size);
-        let others = || (0..group.size()).filter(|m| *m != group.me());
-        let first = member.dp - group.replica_of(group.me());
-        let peers = (first..first + group.replicas()).filter(|dp| *dp != member.dp);
-        let gathered: usize = peers.map(|dp| plan.parts[dp].places.len()).sum();
-        let row: usize =
-            others().map(|m| columns::row_stride(group.shard(vocab_size, m).len(), DType::F32)).sum();
-        // With tensor parallelism a second exchange of headers carries a digest of the inputs.
-        let headers = if group.tp() > 1 { 2 } else { 1 };
-        (others().count() * headers * HEADER_BYTES + gathered * hidden + done.rows * row) as u64
+/// Bytes that verified exact steps for all f32 logits would exchange.
+fn full_logits_bytes(layout: &ParallelLayout, group_size: usize, plan: &RunPlan) -> lmhead::Result<u128> {
+    let (full, sampling) = (Request::logits(DType::F32), SamplingParams::default());
+    let of_group = |group: &HeadGroup| {
+        let counts: Vec<usize> =
+            plan.parts[layout.replicas(group)?].iter().map(|part| part.places.len()).collect();
+        let traffic = step_traffic(plan.config, group, plan.rows.dtype, &counts, &full, &sampling, true)?;
+        Ok(bytes_exchanged(&traffic))
     };
-    members.iter().zip(done).map(of_rank).sum()
+    layout.groups(group_size)?.iter().map(of_group).sum()
 }
 
-fn step_report(members: &[Member], done: &[Done], plan: &RunPlan, percentiles: Percentiles) -> StepReport {
+fn step_report(done: &[Done], full_logits_bytes: u128, percentiles: Percentiles) -> StepReport {
     let slowest = |of: fn(&RankReport) -> f64| done.iter().map(|d| of(&d.report)).fold(0.0, f64::max);
     let matmul_us = slowest(|r| r.matmul_us);
     let streamed: u64 = done.iter().map(|d| d.weight_bytes).sum();
@@ -457,7 +459,7 @@ fn step_report(members: &[Member], done: &[Done], plan: &RunPlan, percentiles: P
         percentiles,
         bytes_exchanged: done.iter().map(|d| d.report.bytes_received).sum(),
         rounds: done.iter().map(|d| d.report.rounds).max().unwrap_or(0),
-        full_logits_bytes: full_logits_bytes(members, done, plan),
+        full_logits_bytes,
         weight_gb_per_s: if matmul_us > 0.0 { streamed as f64 / (matmul_us * 1e3) } else { 0.0 },
     }
 }

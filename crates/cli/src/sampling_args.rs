@@ -7,31 +7,22 @@ use lmhead::result::Request;
 use lmhead::sampling::SamplingParams;
 
 #[derive(Args)]
+#[command(next_help_heading = "Sampling (--request sample)")]
 pub struct SamplingArgs {
     /// 0 takes the largest logit, 1 the model's distribution, more flattens it [default: 1]
     #[arg(
         long,
         value_name = "T",
-        help_heading = "Sampling (--request sample)",
-        allow_hyphen_values = true,
         value_parser = probability("--temperature", |params, value| params.temperature = value)
     )]
     pub temperature: Option<f32>,
     /// Only the K largest logits; 0: all [default: 0]
-    #[arg(
-        long,
-        value_name = "K",
-        help_heading = "Sampling (--request sample)",
-        allow_hyphen_values = true,
-        value_parser = at_least_zero("--top-k", "0 keeps all ids")
-    )]
+    #[arg(long, value_name = "K", value_parser = at_least_zero("--top-k", "0 keeps all ids"))]
     pub top_k: Option<usize>,
     /// Only the most probable ids that together have this probability, above 0, at most 1 [default: 1]
     #[arg(
         long,
         value_name = "P",
-        help_heading = "Sampling (--request sample)",
-        allow_hyphen_values = true,
         value_parser = probability("--top-p", |params, value| params.top_p = value)
     )]
     pub top_p: Option<f32>,
@@ -39,8 +30,6 @@ pub struct SamplingArgs {
     #[arg(
         long,
         value_name = "P",
-        help_heading = "Sampling (--request sample)",
-        allow_hyphen_values = true,
         value_parser = probability("--min-p", |params, value| params.min_p = value)
     )]
     pub min_p: Option<f32>,

@@ -1,5 +1,5 @@
-//! Speed of the emulated device's matmuls, with and without race detection: on one core, and 64 rows x 1024
-//! ids x 4096 on all cores.
+//! Speed of the emulated device: its matmuls, with and without race detection, on one core, and 64 rows x
+//! 1024 ids x 4096 on all cores; and whole steps of each request on one rank, with race detection.
 //!
 //! ```text
 //! cargo bench --bench emulated
@@ -18,12 +18,19 @@ use lmhead::backend::params::{
     GatherMicrokernelParams, LMHEAD_DTYPE_F32, LogitMatrix, MatmulParams, MmaMicrokernelParams, RowMatrix,
     WeightMatrix, WgmmaMicrokernelParams,
 };
+use lmhead::config::Quantization;
+use lmhead::head::LmHead;
+use lmhead::layout::HeadGroup;
 use lmhead::plan::{DeviceLimits, Plan, Precision, Shape};
-use lmhead_emulated::Buffer;
+use lmhead::result::{Request, RowInputs};
+use lmhead::rows::{HiddenRows, RowCounts};
+use lmhead::sampling::SamplingParams;
 use lmhead_emulated::emulated_kernel;
 use lmhead_emulated::probe::{NO_MAP, ProbeParams};
-use lmhead_emulated::{Device, Kernel, LaunchConfig, Params, microkernels};
+use lmhead_emulated::{Buffer, Device, EmulatedDevice, Kernel, LaunchConfig, Params, microkernels};
+use lmhead_testkit::{TestHead, local_group};
 use std::ptr::null;
+use std::sync::Arc;
 use std::time::Instant;
 
 const VOCAB: u32 = 512;
@@ -31,6 +38,8 @@ const ROWS: u32 = 64;
 const HIDDEN: u32 = 4096;
 /// Ids of the matmuls on all cores.
 const WIDE: u32 = 1024;
+/// Rows of a step.
+const REQUEST_ROWS: usize = 8;
 
 fn int8(count: u32) -> Vec<i8> {
     (0..count).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 24) as i8).collect()
@@ -172,6 +181,8 @@ fn matmul(
         row_count: ROWS,
         hidden: HIDDEN,
         stages: plan.stages as u32,
+        whole_tiles: 0,
+        tail_ids: 0,
     };
     let config = LaunchConfig::new([plan.blocks, 1, 1], [plan.tile.threads(), 1, 1])
         .shared(plan.shared_bytes() as u32);
@@ -278,5 +289,50 @@ fn kernels(c: &mut Criterion) {
     );
 }
 
-criterion_group!(benches, instructions, wgmma, kernels, matmuls);
+/// Steps of a head whose rows are in host memory, on the kernels of compute capability 9.0 and on the
+/// portable ones: wall time on all cores.
+fn requests(c: &mut Criterion) {
+    let test = TestHead::random(2048, 512, DType::Bf16, Quantization::None, 1);
+    let bytes = test.rows(REQUEST_ROWS, 2);
+    let hidden = HiddenRows::new(&bytes, test.dtype, REQUEST_ROWS, test.hidden)
+        .expect("as many bytes as the rows have");
+    let targets: Vec<i64> = (0..REQUEST_ROWS as i64).map(|row| 100 * row).collect();
+    let sampling = |top_p| {
+        let params = |row| SamplingParams { seed: row, top_p, ..SamplingParams::default() };
+        (0..REQUEST_ROWS as u64).map(params).collect::<Vec<_>>()
+    };
+    let (plain, filtered) = (sampling(1.0), sampling(0.9));
+    let logprobs = Request::Logprobs { targets: 1, top_n: 8, processed: false };
+    let none = RowInputs::default();
+    let requests = [
+        ("logits in bf16", Request::logits(DType::Bf16), none),
+        ("argmax", Request::argmax(), none),
+        ("topk:8", Request::top_k(8), none),
+        ("topk:64", Request::top_k(64), none),
+        ("topk:1000", Request::top_k(1000), none),
+        ("logprobs:8", logprobs, RowInputs { targets: Some(&targets), ..none }),
+        ("sample", Request::sample(), RowInputs { sampling: Some(&plain), ..none }),
+        ("sample top_p:0.9", Request::sample(), RowInputs { sampling: Some(&filtered), ..none }),
+    ];
+    for (kernels, device) in
+        [("9.0", EmulatedDevice::new(1)), ("portable", EmulatedDevice::new(1).portable())]
+    {
+        let group = HeadGroup::data_parallel(1, 0).expect("a group");
+        let (exchange, shard) = (local_group(1).remove(0), test.shard(0..test.vocab));
+        let mut head =
+            LmHead::new(&test.config(), group, shard, exchange, Arc::new(device.backend())).expect("a head");
+        let mut group = c.benchmark_group(format!("requests, {kernels}"));
+        group.sample_size(10);
+        for (name, request, inputs) in &requests {
+            group.bench_function(*name, |b| {
+                b.iter(|| {
+                    let step = head.step(RowCounts::exact(&[REQUEST_ROWS]), request).expect("a step");
+                    step.run_with(hidden, inputs).expect("an answer")
+                });
+            });
+        }
+    }
+}
+
+criterion_group!(benches, instructions, wgmma, kernels, matmuls, requests);
 criterion_main!(benches);

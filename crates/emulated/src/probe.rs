@@ -67,7 +67,7 @@ probes! {
     broken_secondary
     broken_turn broken_plain_pointer broken_spin broken_registers broken_primary broken_constant broken_places
     broken_places_sm90a
-    broken_answers broken_capacity broken_cuts broken_draws broken_inputs broken_select
+    broken_answers broken_replace broken_capacity broken_cuts broken_draws broken_inputs broken_select
     probe_shared_atomics
     broken_fragments broken_accumulators broken_one broken_waits broken_bulk
     probe_flags probe_flags_bulk probe_bulk_multicast probe_timer broken_flags broken_bulk_multicast

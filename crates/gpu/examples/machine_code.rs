@@ -1,6 +1,6 @@
 //! Prints what nvcc made of every embedded kernel: registers, memory and the instructions that matter, by
 //! architecture; architectures with equal counts share a row. Then the cost of the functions in
-//! `kernels/answers`, compiled by themselves.
+//! `kernels/answers` and of the epilogue, compiled by themselves.
 //!
 //!     scripts/machine-code            Markdown tables
 //!     scripts/machine-code --json     of the kernels alone, with every operation's count
@@ -48,14 +48,16 @@ fn read() -> Result<Vec<Code>, String> {
     Tools::find()?.embedded(EMBEDDED, folder.path())
 }
 
-/// The page's section on the functions of `kernels/answers` by themselves.
+/// The page's section on the functions of `kernels/answers` and of the epilogue by themselves.
 fn answers() -> Result<String, String> {
     let folder = tempfile::tempdir().map_err(|e| format!("a temporary folder: {e}"))?;
     let codes = answer_costs::compile(&Tools::find()?, folder.path())?;
     let text = "\n## Sums, masses and noise\n\n\
-        Of the functions of `kernels/answers`, compiled by themselves\n\
+        Of the functions of `kernels/answers` and of the matmuls' epilogue, compiled by themselves\n\
         (`crates/gpu/tests/machine_code/answers_sm80.cu`). What is done for every logit has no f64:\n\
-        `crates/gpu/tests/machine_code/answers.rs` holds that, and bounds for these numbers.\n\n";
+        `crates/gpu/tests/machine_code/answers.rs` holds that, and bounds for these numbers. Those of the\n\
+        epilogue are for each logit of a lane where nothing rare happens; `crates/gpu/src/answer_costs.rs`\n\
+        says what is counted.\n\n";
     Ok(text.to_string() + &answer_costs::table(&codes))
 }
 

@@ -22,8 +22,9 @@
 //                                                   libnccl's) ends the process after so many seconds
 //   FAKE_BUSY                                       a stream is idle so many milliseconds after the last work
 //                                                   that was put there, as if it took so long
-//   FAKE_FLIP                                       a kernel of the products, whose last logit's lowest bit
-//                                                   is wrong; or read_bulk or read_boxes, whose sum is
+//   FAKE_FLIP                                       what names of kernels of the products begin with, whose
+//                                                   last logit's lowest bit is wrong; or read_bulk or
+//                                                   read_boxes, whose sum is
 //   FAKE_LOG                                        launches are written to that file instead of run
 //   FAKE_ENDS                                       at the end, what was not given back, and what only a
 //                                                   launch loaded, is written to that file

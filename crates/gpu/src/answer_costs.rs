@@ -1,9 +1,12 @@
-//! What `kernels/answers` costs in machine code: instructions for each logit, and where f64 is.
+//! What `kernels/answers` and the epilogue of the matmuls cost in machine code: instructions for each logit,
+//! and where f64 is.
 //!
 //! The kernels of `tests/machine_code/answers_sm80.cu` do the same for eight logits and for twenty-four,
-//! without a loop. The difference of the two is what sixteen logits cost, without what is done once.
+//! without a loop. The difference of the two is what sixteen logits cost, without what is done once. Those of
+//! the epilogue have the loops of the matmuls: [`per_logit`] says what is counted of each.
 
 use crate::code::Code;
+use crate::rounds::shortest_round;
 use crate::tools::Tools;
 use std::path::Path;
 use std::process::Command;
@@ -11,12 +14,17 @@ use std::process::Command;
 pub const ARCHITECTURES: [&str; 5] = ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"];
 
 /// What is done for every logit: the name in the kernels, and in words.
-pub const PER_LOGIT: [(&str, &str); 5] = [
+pub const PER_LOGIT: [(&str, &str); 10] = [
     ("sum", "add e^l to a sum of exponentials, eight logits at a time"),
     ("mass", "add a mass of top_p, its IEEE division included"),
     ("screen", "bound z + g for the draw, its random word included"),
     ("bar", "compare with the bar of the best k, four logits at a time"),
     ("count", "count it where it beats a target, ties by id"),
+    ("tile_best", "epilogue: offer it to the best k, where it is below their bar"),
+    ("tile_argmax", "epilogue: take it where it is the best of the lane's (k = 1)"),
+    ("tile_greater", "epilogue: count it where it beats a target"),
+    ("tile_sum", "epilogue: load eight, add e^l to the row's sum"),
+    ("tile_draw", "epilogue: a row's draw without a score, of four logits a lane"),
 ];
 
 /// What is done once a row, and for the few candidates that the screen leaves.
@@ -48,22 +56,54 @@ pub fn find<'a>(codes: &'a [Code], kernel: &str, architecture: &str) -> &'a Code
     found.unwrap_or_else(|| panic!("answers_sm80.cu: no kernel {kernel} for {architecture}"))
 }
 
-/// Instructions for each logit.
+/// Instructions for each logit; for those of the epilogue, for each logit of a lane.
 pub fn per_logit(codes: &[Code], what: &str, architecture: &str) -> f64 {
-    let [few, many] =
-        [8, 24].map(|n| find(codes, &format!("{what}_{n}"), architecture).instructions() as f64);
-    (many - few) / 16.0
+    let all = |n: usize| find(codes, &format!("{what}_{n}"), architecture).instructions() as f64;
+    let round = |n: usize| round(codes, what, n, architecture).len() as f64;
+    match what {
+        // A lane has two logits more of a row of 128 ids than of one of 64. Each has code of its own that
+        // sorts a full list, which is rare: only the shortest round is without it.
+        "tile_best" | "tile_greater" => (round(128) - round(64)) / 2.0,
+        // All of the code: what is added is never rare, but the shortest round skips it, as for an id behind
+        // the last.
+        "tile_argmax" => (all(128) - all(64)) / 2.0,
+        // A wider tile has more rounds, or more lanes for a row, and its code is no longer. A round has eight
+        // logits of a lane, or four.
+        "tile_sum" => round(128) / 8.0,
+        "tile_draw" => round(128) / 4.0,
+        _ => (all(24) - all(8)) / 16.0,
+    }
+}
+
+/// The operations of the shortest round of one of the epilogue's loops, in tiles of `block_n` ids.
+///
+/// # Panics
+/// When the machine code has no such loop.
+pub fn round<'a>(codes: &'a [Code], what: &str, block_n: usize, architecture: &str) -> Vec<&'a str> {
+    let stations: &[&str] = match what {
+        "tile_best" => &["LDG STRONG"], // the row's bar
+        "tile_greater" => &["LDG 64"],  // a target
+        "tile_sum" => &["LDS 128"],     // four of eight logits
+        // Four logits; 1 / temperature and Philox's second constant, which temperature 0 skips; the result,
+        // which one lane stores.
+        "tile_draw" => &["LDS 128", "MUFU RCP", "-0x326172a9", "STG 64"],
+        _ => panic!("{what}: no loop of the epilogue"),
+    };
+    let code = find(codes, &format!("{what}_{block_n}"), architecture);
+    shortest_round(code, stations).unwrap_or_else(|problem| panic!("{problem}"))
+}
+
+/// Whether an instruction computes in f64 or converts from or to it.
+pub fn is_f64(name: &str) -> bool {
+    let mut parts = name.split('.');
+    let operation = parts.next().unwrap_or_default();
+    // A reciprocal's first bits are taken from the upper half of an f64.
+    ["DADD", "DMUL", "DFMA", "DSETP", "DMNMX"].contains(&operation)
+        || parts.any(|modifier| modifier == "F64" || modifier.ends_with("64H"))
 }
 
 /// Instructions that compute in f64 or convert from or to it.
 pub fn f64_instructions(code: &Code) -> usize {
-    let is_f64 = |name: &str| {
-        let mut parts = name.split('.');
-        let operation = parts.next().unwrap_or_default();
-        // A reciprocal's first bits are taken from the upper half of an f64.
-        ["DADD", "DMUL", "DFMA", "DSETP", "DMNMX"].contains(&operation)
-            || parts.any(|modifier| modifier == "F64" || modifier.ends_with("64H"))
-    };
     code.operations.iter().filter(|(name, _)| is_f64(name)).map(|(_, count)| count).sum()
 }
 

@@ -23,6 +23,7 @@ use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::{Filters, SamplingParams};
 use lmhead_testkit::product::shards::backend_of;
 use lmhead_testkit::{Random, TestHead, local_group};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -154,6 +155,15 @@ pub fn kinds(ranks: usize) -> Vec<Kind> {
         kinds.push(Kind { split: true, padded: false, vocab: 65, ..one });
     }
     kinds
+}
+
+/// Kinds whose steps cost an emulated device little: for many replays, each with targets or parameters of its
+/// own.
+pub fn small_kinds() -> Vec<Kind> {
+    let small = Kind { hidden: 8, vocab: 130, ..kinds(1)[0] };
+    let logprobs = Request::Logprobs { targets: 1, top_n: 1, processed: false };
+    let drawn = Kind { padded: false, request: Request::sample(), filters: Filters::None, ..small };
+    vec![Kind { request: logprobs, ..small }, drawn]
 }
 
 /// Memory of the device, with copies that are waited for.
@@ -391,6 +401,8 @@ pub struct Stepper<'d> {
     kind: Kind,
     device: &'d CudaDevice,
     stream: <CudaDevice as KernelDevice>::OwnedStream,
+    /// Those of the steps before.
+    streams: Vec<<CudaDevice as KernelDevice>::OwnedStream>,
     counts: RowCounts,
     rows: usize,
     source: Room<'d>,
@@ -405,6 +417,8 @@ pub struct Stepper<'d> {
     adjustments: Placed<'d>,
     answers: Answers<'d>,
     workspace: Option<Room<'d>>,
+    /// Whether steps return when they are queued.
+    pub asynchronous: bool,
 }
 
 /// The whole head of a kind, of which each rank has its shard.
@@ -450,6 +464,7 @@ impl<'d> Stepper<'d> {
             kind,
             device,
             stream,
+            streams: Vec::new(),
             counts,
             rows,
             source: Room::new(device, SOURCE * kind.hidden * kind.dtype.size()),
@@ -464,6 +479,7 @@ impl<'d> Stepper<'d> {
             adjustments: Placed::new(device, kind.adjustments, kind.vocab),
             answers: Answers::new(device, &kind),
             workspace: Some(Room::new(device, bytes)),
+            asynchronous: false,
         };
         stepper.prepare();
         stepper
@@ -482,6 +498,15 @@ impl<'d> Stepper<'d> {
     /// From now on steps get no workspace from the engine.
     pub fn without_workspace(&mut self) {
         self.workspace = None;
+    }
+
+    /// The next steps are on a new stream; the one before lives on.
+    ///
+    /// # Panics
+    /// Where the driver refuses it.
+    pub fn change_stream(&mut self) {
+        let new = self.device.open_stream().expect("a stream");
+        self.streams.push(std::mem::replace(&mut self.stream, new));
     }
 
     /// The stream of the steps.
@@ -554,7 +579,8 @@ impl<'d> Stepper<'d> {
         let hidden = HiddenRows::strided(all, kind.dtype, SOURCE, kind.hidden, row_bytes)?;
         let hidden = hidden.select_span(indices.span(8 * *rows), 8)?;
         let answered = head.answered_rows(*rows).len();
-        let ticket = head.begin(counts, &request, kind.options())?;
+        let options = StepOptions { asynchronous: self.asynchronous, ..kind.options() };
+        let ticket = head.begin(counts, &request, options)?;
         let workspace = workspace.as_ref().map(|workspace| workspace.span_mut(workspace.bytes));
         let on = On { stream: device.handle(stream), workspace };
         head.run_into(ticket, hidden, &inputs, answers.buffers(&kind, answered), on)
@@ -601,11 +627,19 @@ impl<'d> Stepper<'d> {
     }
 }
 
-/// Steps of one kind, captured once and replayed `replays` times.
+/// How often a captured step is replayed.
+#[derive(Debug, Clone, Copy)]
+pub struct Replays {
+    pub count: u64,
+    /// After so many, the inputs of the first come again, and must get the answers of the first.
+    pub different: u64,
+}
+
+/// Steps of one kind, captured once and replayed.
 ///
 /// # Panics
 /// Where bits differ, or anything is refused.
-pub fn replay_steps(device: &CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind, replays: u64) {
+pub fn replay_steps(device: &CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind, replays: Replays) {
     let (ranks, me, test) = (exchange.size(), exchange.me(), test_head(&kind));
     let mut stepper = Stepper::new(device, exchange, kind, Duration::from_secs(60));
     let replica = stepper.head.group().replica_of(me);
@@ -614,9 +648,14 @@ pub fn replay_steps(device: &CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind
     let (alone, all) = (local_group(1).remove(0), test.shard(0..kind.vocab));
     let mut whole = LmHead::new(&test.config(), one, all, alone, backend(device)).expect("a head");
 
+    let mut known: HashMap<u64, (Brought, Bits)> = HashMap::new();
     let mut check = |stepper: &mut Stepper<'_>, replay: u64, run: &mut dyn FnMut(&mut Stepper<'_>)| {
-        let brought = brought(&test, &kind, replica, replay, rows);
-        stepper.bring(&brought);
+        let (brought, want) = known.entry(replay % replays.different).or_insert_with_key(|seed| {
+            let brought = brought(&test, &kind, replica, *seed, rows);
+            let want = wanted(&mut whole, &test, &kind, &brought);
+            (brought, want)
+        });
+        stepper.bring(brought);
         if replay < 50 && me as u64 == replay % ranks as u64 {
             thread::sleep(Duration::from_millis(2));
         }
@@ -624,7 +663,6 @@ pub fn replay_steps(device: &CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind
         device.wait(stepper.on()).expect("the end of a step");
         let answered = stepper.head.answered_rows(rows);
         let got = stepper.answers.bits(stepper.on(), &kind, answered.len());
-        let want = wanted(&mut whole, &test, &kind, &brought);
         for (i, (got, want)) in got.iter().zip(&want[answered]).enumerate() {
             let of = || format!("row {i} on rank {me} in replay {replay} of {kind:?}");
             assert_eq!(got.0, want.0, "status of {}", of());
@@ -643,13 +681,34 @@ pub fn replay_steps(device: &CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind
         stepper.step().expect("a step");
     });
     let graph = stepper.capture().expect("a graph");
-    for replay in 1..=replays {
+    for replay in 1..=replays.count {
         check(&mut stepper, replay, &mut |stepper| stepper.replay(&graph));
         assert!(stepper.head.flight_recorder().fault().is_none());
     }
     // Eager steps go on after the graph.
-    check(&mut stepper, replays + 1, &mut |stepper| {
+    check(&mut stepper, replays.count + 1, &mut |stepper| {
         stepper.step().expect("a step");
     });
     drop(graph);
+    // So do steps that nobody waits for, by other inputs each; and steps on another stream, and memory that
+    // is given back, while one may still run.
+    stepper.asynchronous = true;
+    for replay in replays.count + 2..replays.count + 4 {
+        check(&mut stepper, replay, &mut |stepper| {
+            stepper.step().expect("a step");
+        });
+        assert!(stepper.head.flight_recorder().fault().is_none());
+    }
+    check(&mut stepper, replays.count + 4, &mut |stepper| {
+        stepper.step().expect("a step");
+        stepper.change_stream();
+        stepper.step().expect("a step");
+    });
+    check(&mut stepper, replays.count + 5, &mut |stepper| {
+        stepper.step().expect("a step");
+        stepper.head.release_memory();
+    });
+    assert!(stepper.head.flight_recorder().fault().is_none());
+    // Dropped while it may still run.
+    stepper.step().expect("a step");
 }

@@ -21,6 +21,9 @@ pub struct Code {
     pub shared: u32,
     /// How often each operation stands in the code, by its full name with modifiers (`LDG.E.128`).
     pub operations: Operations,
+    /// Addresses and instructions, as cuobjdump writes them: `@!P0 BRA 0x9b0`.
+    #[serde(skip)]
+    pub listing: Vec<(u32, String)>,
 }
 
 impl Code {
@@ -48,24 +51,34 @@ impl Code {
 type Key = (String, String);
 /// Counts by full name.
 type Operations = BTreeMap<String, usize>;
+type Listing = Vec<(u32, String)>;
+
+/// An instruction's operation with its modifiers, without the predicate before it.
+pub fn operation(instruction: &str) -> &str {
+    instruction.split_whitespace().find(|word| !word.starts_with(['@', '{'])).unwrap_or_default()
+}
 
 /// Joins `cuobjdump -res-usage` and `cuobjdump -sass` of one fatbin, in the order of the architectures there.
 ///
 /// # Errors
 /// Text of another form, or two listings of different kernels.
 pub fn parse(file: &str, resources: &str, sass: &str) -> Result<Vec<Code>, String> {
-    let mut operations: BTreeMap<Key, Operations> = operations(sass)?.into_iter().collect();
+    let mut listings: BTreeMap<Key, Listing> = listings(sass)?.into_iter().collect();
     let mut codes = Vec::new();
     for ((architecture, kernel), [registers, stack, shared, local]) in self::resources(resources)? {
         let key = (architecture, kernel);
-        let operations = operations
+        let listing = listings
             .remove(&key)
             .ok_or_else(|| format!("{file}: cuobjdump -sass has no code of {} for {}", key.1, key.0))?;
         let (architecture, kernel) = key;
         let file = file.to_string();
-        codes.push(Code { file, kernel, architecture, registers, stack, local, shared, operations });
+        let mut operations = Operations::new();
+        for (_, instruction) in &listing {
+            *operations.entry(operation(instruction).to_string()).or_default() += 1;
+        }
+        codes.push(Code { file, kernel, architecture, registers, stack, local, shared, operations, listing });
     }
-    match operations.keys().next() {
+    match listings.keys().next() {
         Some((architecture, kernel)) => {
             Err(format!("{file}: cuobjdump -res-usage has no line of {kernel} for {architecture}"))
         }
@@ -105,27 +118,25 @@ fn resources(text: &str) -> Result<Vec<(Key, [u32; 4])>, String> {
     Ok(found)
 }
 
-/// Operations by kernel. A line is `/*0050*/  @!P0 LDG.E.128 R8, [R2.64] ;  /* encoding */`; a line of
+/// Instructions by kernel. A line is `/*0050*/  @!P0 LDG.E.128 R8, [R2.64] ;  /* encoding */`; a line of
 /// encoding alone has a space behind its first `/*`.
-fn operations(text: &str) -> Result<Vec<(Key, Operations)>, String> {
-    let mut found: Vec<(Key, Operations)> = Vec::new();
+fn listings(text: &str) -> Result<Vec<(Key, Listing)>, String> {
+    let mut found: Vec<(Key, Listing)> = Vec::new();
     let mut here = None;
     for line in text.lines().map(str::trim) {
         if let Some(name) = architecture(line) {
             here = Some(name);
         } else if let Some(kernel) = line.strip_prefix("Function : ") {
             let here = here.ok_or_else(|| format!("cuobjdump -sass: no architecture before {kernel}"))?;
-            found.push(((here.to_string(), kernel.to_string()), Operations::new()));
+            found.push(((here.to_string(), kernel.to_string()), Listing::new()));
         } else if let Some((address, rest)) = line.strip_prefix("/*").and_then(|line| line.split_once("*/"))
-            && !address.is_empty()
-            && address.chars().all(|c| c.is_ascii_hexdigit())
+            && let Ok(address) = u32::from_str_radix(address, 16)
         {
-            let operation = rest.split_whitespace().find(|word| !word.starts_with(['@', '{']));
-            let name = operation.map(|word| word.trim_end_matches(';')).unwrap_or_default();
-            let Some((_, operations)) = found.last_mut().filter(|_| !name.is_empty()) else {
+            let instruction = rest.split(';').next().unwrap_or_default().trim();
+            let Some((_, listing)) = found.last_mut().filter(|_| !operation(instruction).is_empty()) else {
                 return Err(format!("cuobjdump -sass: not understood: {line}"));
             };
-            *operations.entry(name.to_string()).or_default() += 1;
+            listing.push((address, instruction.to_string()));
         }
     }
     Ok(found)

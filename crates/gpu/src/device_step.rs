@@ -115,6 +115,8 @@ pub struct DeviceStep<'d> {
     /// In the order of [`AnswerBuffers`].
     answers: [Buffer; 9],
     workspace: Buffer,
+    /// Whether the step returns when it is queued.
+    pub asynchronous: bool,
 }
 
 impl<'d> DeviceStep<'d> {
@@ -159,7 +161,18 @@ impl<'d> DeviceStep<'d> {
         let workspace = device.filled(workspace.max(16), 0xee)?;
         let none = DeviceAdjustments::default();
         head.warm_up_on_device(device.handle(stream), rows, &[ask.request], none)?;
-        Ok(DeviceStep { head, ask, device, stream, counts, source, inputs, answers, workspace })
+        Ok(DeviceStep {
+            head,
+            ask,
+            device,
+            stream,
+            counts,
+            source,
+            inputs,
+            answers,
+            workspace,
+            asynchronous: false,
+        })
     }
 
     /// Whether the step may be captured in a CUDA graph.
@@ -212,7 +225,8 @@ impl<'d> DeviceStep<'d> {
         let hidden = hidden.select_span(span(indices), 8)?;
         let inputs = RowInputs { on_device, ..RowInputs::default() };
         let on = On { stream: self.device.handle(self.stream), workspace: Some(own(&self.workspace)) };
-        let ticket = self.head.begin(&self.counts, &self.ask.request, self.ask.options())?;
+        let options = StepOptions { asynchronous: self.asynchronous, ..self.ask.options() };
+        let ticket = self.head.begin(&self.counts, &self.ask.request, options)?;
         self.head.run_into(ticket, hidden, &inputs, answer, on).map(drop)
     }
 

@@ -9,7 +9,7 @@ use crate::peers::Peers;
 use crate::roofs::{Reading, Roofs};
 use lmhead::backend::cuda::{Buffer, CudaDevice, CudaStream, OwnedStream};
 use lmhead::backend::device::KernelDevice;
-use lmhead::plan::{Family, Plan, Precision, WeightLayout};
+use lmhead::plan::{DeviceLimits, Family, Plan, Precision, WeightLayout};
 use lmhead::{DType, Result};
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -178,6 +178,10 @@ impl<'d> Weights<'d> {
         })
     }
 
+    pub fn limits(&self) -> DeviceLimits {
+        self.integers.device.limits()
+    }
+
     /// Rows of a step: spread over the source, in no order.
     pub fn picks(&self, rows: usize) -> Vec<i64> {
         let source = self.copies[0].operands.source_rows;
@@ -194,6 +198,7 @@ pub fn kernel(plan: &Plan) -> Value {
     json!({
         "name": plan.tile.kernel, "family": family, "layout": layout, "block_n": plan.tile.block_n,
         "block_m": plan.tile.block_m, "stages": plan.stages, "blocks": plan.blocks,
+        "tail_ids": plan.tail.map(|tail| tail.ids),
     })
 }
 
@@ -212,23 +217,33 @@ pub struct Replayed<'w, 'd> {
 impl<'w, 'd> Replayed<'w, 'd> {
     /// Each launch has its own logits and, as far as there are copies, its own weights and rows.
     pub fn new(weights: &'w Weights<'d>, stream: CudaStream, rows: usize) -> Result<Self> {
-        Self::of(weights, &weights.copies, stream, rows)
+        Self::of(weights, &weights.copies, stream, weights.copies[0].matmul.plan(rows)?)
+    }
+
+    /// The same by this plan.
+    pub fn by_plan(weights: &'w Weights<'d>, stream: CudaStream, plan: Plan) -> Result<Self> {
+        Self::of(weights, &weights.copies, stream, plan)
+    }
+
+    /// Seconds of one product, by a replay.
+    pub fn replay(&self) -> Result<f64> {
+        self.work.replay()
     }
 
     /// The same by portable kernels; none where the head's own kernels are portable.
     pub fn portable(weights: &'w Weights<'d>, stream: CudaStream, rows: usize) -> Result<Option<Self>> {
         let copies = &weights.portable;
-        (!copies.is_empty()).then(|| Self::of(weights, copies, stream, rows)).transpose()
+        let Some(first) = copies.first() else { return Ok(None) };
+        Self::of(weights, copies, stream, first.matmul.plan(rows)?).map(Some)
     }
 
     fn of(
         weights: &'w Weights<'d>,
         copies: &'w [Loaded<'d, CudaDevice>],
         stream: CudaStream,
-        rows: usize,
+        plan: Plan,
     ) -> Result<Self> {
-        let (device, matmul) = (copies[0].device, &copies[0].matmul);
-        let spec = matmul.spec();
+        let (device, spec, rows) = (copies[0].device, copies[0].matmul.spec(), plan.shape.rows);
         let logits = rows * spec.vocab * 2;
         let few: usize = if rows > 256 { 2 } else { 8 };
         // As many launches for each copy, so that none is read again before its turn.
@@ -241,11 +256,11 @@ impl<'w, 'd> Replayed<'w, 'd> {
             .collect::<Result<_>>()?;
         let launch = |i: usize| {
             // SAFETY: all of it lives as long as the graph.
-            unsafe { loaded(i).matmul.run(device, stream, &loaded(i).call(&outputs[i])) }
+            unsafe { loaded(i).matmul.run_plan(device, stream, &loaded(i).call(&outputs[i]), &plan) }
         };
         let work = Clocked::new(device, stream, launches, launch)?;
         let bytes = weights.bytes + rows * spec.hidden * spec.precision.rows().size() + logits;
-        Ok(Replayed { work, bytes, plan: matmul.plan(rows)?, outputs, weights, copies, rows })
+        Ok(Replayed { work, bytes, plan, outputs, weights, copies, rows })
     }
 
     fn loaded(&self, i: usize) -> &'w Loaded<'d, CudaDevice> {
@@ -253,7 +268,7 @@ impl<'w, 'd> Replayed<'w, 'd> {
     }
 
     /// Overwrites all outputs, so that what is found there later was written by a replay.
-    fn poison(&self) -> Result<()> {
+    pub fn poison(&self) -> Result<()> {
         self.outputs.iter().enumerate().try_for_each(|(i, out)| self.loaded(i).poison(out))
     }
 
@@ -267,11 +282,14 @@ impl<'w, 'd> Replayed<'w, 'd> {
     }
 
     /// f32 logits of the same rows by a portable kernel of another tile than any of these, and its name.
-    fn of_another_tile(&self) -> std::result::Result<(Output<CudaDevice>, &'static str), String> {
+    ///
+    /// # Errors
+    /// Where there is no other, and what the device refuses.
+    pub fn of_another_tile(&self) -> std::result::Result<(Output<CudaDevice>, &'static str), String> {
         let loaded = self.weights.portable.first().unwrap_or(&self.copies[0]);
         let plans = loaded.plans(self.rows).map_err(said)?;
         let chosen = loaded.matmul.plan(self.rows).map_err(said)?;
-        let others = plans.iter().filter(|plan| plan.tile != chosen.tile);
+        let others = plans.iter().filter(|plan| ![self.plan.tile, chosen.tile].contains(&plan.tile));
         // The largest tile: the quickest where rows are many.
         let other = others
             .max_by_key(|plan| plan.tile.block_n * plan.tile.block_m)
@@ -283,7 +301,10 @@ impl<'w, 'd> Replayed<'w, 'd> {
     }
 
     /// Checks that the outputs have the bits of another tile. Returns that tile's kernel.
-    fn same_bits(
+    ///
+    /// # Errors
+    /// Where they differ, and which.
+    pub fn same_bits(
         &self,
         (want, kernel): &(Output<CudaDevice>, &'static str),
     ) -> std::result::Result<&'static str, String> {

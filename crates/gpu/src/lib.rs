@@ -40,5 +40,8 @@ pub mod products;
 pub mod recorded;
 #[cfg(feature = "cuda")]
 pub mod roofs;
+pub mod rounds;
 #[cfg(feature = "cuda")]
 pub mod tools;
+#[cfg(feature = "cuda")]
+pub mod tune;

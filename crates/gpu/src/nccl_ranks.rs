@@ -2,7 +2,7 @@
 //! share one GPU (`tests/gpu`). Each function is one rank's part; they panic where something is not as it
 //! must be.
 
-use crate::captured_steps;
+use crate::captured_steps::{self, Kind, Replays};
 use lmhead::DType;
 use lmhead::backend::Backend;
 use lmhead::backend::cuda::{CudaDevice, Graph};
@@ -40,7 +40,10 @@ pub const SCENARIOS: &Scenarios = &[
     }),
     ("captured steps", |rank| {
         let wanted = if rank.size <= 2 { 60 } else { 20 };
-        on_device_0(&rank, |ranked| captured_steps(ranked, wanted))
+        on_device_0(&rank, |ranked| {
+            many_replays(ranked, if rank.size <= 2 { 1000 } else { 250 });
+            captured_steps(ranked, wanted)
+        })
     }),
     ("replays", |rank| {
         // Fewer with more ranks, within the test's time.
@@ -114,10 +117,22 @@ pub fn steps(rank: &Ranked, wanted: usize) -> Value {
 /// Where bits differ.
 pub fn captured_steps(rank: &Ranked, replays: u64) -> Value {
     let kinds = captured_steps::kinds(rank.exchange.size());
-    for kind in &kinds {
+    replay_each(rank, &kinds, Replays { count: replays, different: u64::MAX });
+    json!({ "kinds": kinds.len(), "replays": replays })
+}
+
+/// Whole steps whose graphs are replayed `replays` times; every 40th replay has the same inputs.
+///
+/// # Panics
+/// Where bits differ.
+pub fn many_replays(rank: &Ranked, replays: u64) {
+    replay_each(rank, &captured_steps::small_kinds(), Replays { count: replays, different: 40 });
+}
+
+fn replay_each(rank: &Ranked, kinds: &[Kind], replays: Replays) {
+    for kind in kinds {
         captured_steps::replay_steps(&rank.device, Arc::clone(&rank.exchange), *kind, replays);
     }
-    json!({ "kinds": kinds.len(), "replays": replays })
 }
 
 /// The deadline of a collective that one rank breaks, and of those that all come to.

@@ -21,7 +21,7 @@ use lmhead::weights::{HeadShard, Matrix};
 use lmhead_testkit::product::shards::{ShardCase, answers};
 use lmhead_testkit::product::table::{Case, PRECISIONS, cases, run};
 use lmhead_testkit::product::{bits_of, raw_logits};
-use lmhead_testkit::product::{draws, partials};
+use lmhead_testkit::product::{draws, logits, partials};
 use std::sync::Arc;
 
 const GB: usize = 1 << 30;
@@ -278,10 +278,12 @@ fn cpu_int8(device: &CudaDevice) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Candidates, sums, ranks, searches and draws, by the kernels that find them where the logits are.
+/// Candidates, sums, ranks, whole logits, searches and draws, by the kernels that find them where the logits
+/// are.
 fn cpu_answers(device: &CudaDevice) -> Result<(), Failed> {
     let (cpu, cuda) = (CpuBackend::new(None)?, device.clone().backend());
     partials::are_the_cpus(&cuda, &cpu, 1);
+    logits::are_the_hosts(&cuda, 1);
     draws::are_the_hosts(&cuda, 1);
     draws::of_products_are_the_cpus(&cuda, &cpu, 1);
     draws::of_filtered_rows_are_refused(&cuda, &cpu);

@@ -3,14 +3,14 @@
 //! size, dtype, mode and request, and on any backend.
 
 use crate::{TestHead, local_group, row_bits};
-use lmhead::backend::Backend;
+use lmhead::backend::{Backend, HeadTypes, On};
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
 use lmhead::exchange::{Exchange, local};
-use lmhead::head::LmHead;
+use lmhead::head::{LmHead, StepOptions};
 use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder};
-use lmhead::reference::{Reference, judge_top_k, logsumexp, logsumexp_allowed};
-use lmhead::result::{Answer, Output, Request, RowStatus};
+use lmhead::reference::Judge;
+use lmhead::result::{Answer, OwnedAnswer, Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -165,8 +165,9 @@ impl Case {
         head.step(counts, &self.request).unwrap().run(hidden).unwrap()
     }
 
-    /// Runs one output row alone, on one rank with the whole head.
-    fn run_alone(&self, backend: &Arc<dyn Backend>, dp: usize, row: usize) -> Answer {
+    /// Runs one output row alone, on one rank with the whole head, and judges its answer by the float64
+    /// reference.
+    fn run_alone(&self, backend: &Arc<dyn Backend>, dp: usize, row: usize) -> Result<Answer, TestCaseError> {
         let bytes = self.hidden(dp);
         let selection = [row];
         let hidden = HiddenRows::new(&bytes, self.head.dtype, self.rows[dp].0, self.head.hidden).unwrap();
@@ -174,8 +175,17 @@ impl Case {
         let group = HeadGroup::data_parallel(1, 0).unwrap();
         let exchange = Arc::new(local::group(1).remove(0));
         let shard = self.head.shard(0..self.head.vocab);
-        let mut head = LmHead::new(&self.config, group, shard, exchange, backend.clone()).unwrap();
-        head.step(RowCounts::exact(&[1]), &self.request).unwrap().run(hidden).unwrap()
+        let mut head = LmHead::new(&self.config, group, shard.clone(), exchange, backend.clone()).unwrap();
+        let (inputs, options) = (RowInputs::default(), StepOptions::default());
+        let mut answer = OwnedAnswer::new(&self.request, 1, self.head.vocab).unwrap();
+        let ticket = head.begin(&RowCounts::exact(&[1]), &self.request, options).unwrap();
+        let stats = head.run_into(ticket, hidden, &inputs, answer.buffers(), On::default()).unwrap();
+        let flushes = backend.flushes_subnormals(HeadTypes::of(&shard, self.head.dtype));
+        let (shards, config, accuracy) = (&[shard][..], &self.config, backend.accuracy());
+        let judge = Judge { shards, config, gaussian: false, flushes, accuracy };
+        let verdict = judge.judge(&answer, hidden, &inputs, 0).unwrap();
+        prop_assert!(verdict.passed && verdict.everything, "{:?}", verdict.mistakes);
+        Ok(answer.into_answer(stats))
     }
 
     /// Checks that every rank's answers equal those of each row alone, in every bit, and are within the
@@ -193,7 +203,8 @@ impl Case {
         let answers = self.run_sharded(backend, connect);
         for dp in 0..self.layout.dp {
             let wanted = self.wanted(dp);
-            let alone: Vec<Answer> = wanted.iter().map(|&row| self.run_alone(backend, dp, row)).collect();
+            let alone = wanted.iter().map(|&row| self.run_alone(backend, dp, row));
+            let alone: Vec<Answer> = alone.collect::<Result<_, _>>()?;
             // Every tp rank gets the answers to all rows of its replica, or to its part of them.
             let mut next = 0;
             for (_, _, answer) in answers.iter().filter(|(d, _, _)| *d == dp) {
@@ -209,55 +220,6 @@ impl Case {
             let expected =
                 if self.config.split_rows_over_tp { wanted.len() } else { wanted.len() * self.layout.tp };
             prop_assert_eq!(next, expected);
-            for (row, answer) in wanted.iter().zip(&alone) {
-                self.judge(backend, dp, *row, answer)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Compares one row's answer with the float64 reference.
-    fn judge(
-        &self,
-        backend: &Arc<dyn Backend>,
-        dp: usize,
-        row: usize,
-        answer: &Answer,
-    ) -> Result<(), TestCaseError> {
-        let shard = self.head.shard(0..self.head.vocab);
-        let flushes = backend.flushes_subnormals(lmhead::backend::HeadTypes::of(&shard, self.head.dtype));
-        let reference =
-            Reference::new(&shard, self.config.epilogue()).flushing(flushes).accurate_as(backend.accuracy());
-        let size = self.head.hidden * self.head.dtype.size();
-        let hidden = &self.hidden(dp)[row * size..(row + 1) * size];
-        let prepared = reference.row(hidden, self.head.dtype).unwrap();
-        let truths: Vec<_> = (0..self.head.vocab).map(|v| reference.logit(&prepared, v)).collect();
-        prop_assert_eq!(&answer.row_status, &vec![RowStatus::Good]);
-        match &answer.output {
-            Output::Logits { dtype, bytes, .. } => {
-                for (v, truth) in truths.iter().enumerate() {
-                    let got = f64::from(dtype.read(bytes, v));
-                    let allowed = truth.allowed_as(*dtype);
-                    prop_assert!(
-                        (got - truth.logit).abs() <= allowed,
-                        "id {}: {} {:?} {}",
-                        v,
-                        got,
-                        truth,
-                        allowed
-                    );
-                }
-            }
-            Output::Argmax { ids } => prop_assert!(judge_top_k(&truths, ids, None).is_ok()),
-            Output::TopK { values, ids, logsumexp: sum, .. } => {
-                let judged = judge_top_k(&truths, ids, Some(values));
-                prop_assert!(judged.as_ref().is_ok_and(|worst| *worst <= 1.0), "{:?}", judged);
-                let truth = logsumexp(&truths.iter().map(|t| t.logit).collect::<Vec<_>>());
-                let moved = truths.iter().map(|t| t.allowed).fold(0.0, f64::max);
-                let allowed = logsumexp_allowed(truth, truths.len()) + moved;
-                prop_assert!((f64::from(sum[0]) - truth).abs() <= allowed, "{} {}", sum[0], truth);
-            }
-            other => panic!("unknown output {other:?}"),
         }
         Ok(())
     }

@@ -7,9 +7,7 @@ use lmhead::dtype::DType;
 use lmhead::error::Result;
 use lmhead::head::{LmHead, StepOptions};
 use lmhead::memory::{Span, SpanMut};
-use lmhead::result::{
-    Answer, AnswerBuffers, Logprobs, Output, Request, RowInputs, RowStatus, StepStats, TokenLogprobs,
-};
+use lmhead::result::{Answer, AnswerBuffers, OwnedAnswer, Request, RowInputs, StepStats};
 use lmhead::rows::{HiddenRows, RowCounts};
 
 /// The byte that fills buffers before an answer; no number of any answer consists of it.
@@ -21,107 +19,46 @@ fn garbage<T: bytemuck::Pod>(elements: usize) -> Vec<T> {
     all
 }
 
-/// Room for one answer.
+/// Room for one answer, full of garbage.
 pub struct OwnBuffers {
-    request: Request,
-    vocab: usize,
-    logits_stride: usize,
-    pub row_status: Vec<u8>,
-    pub logits: Vec<u8>,
-    pub ids: Vec<i64>,
-    pub values: Vec<f32>,
-    pub logsumexp: Vec<f32>,
-    pub logprobs: Vec<f32>,
-    pub ranks: Vec<i64>,
-    pub top_ids: Vec<i64>,
-    pub top_logprobs: Vec<f32>,
+    answer: OwnedAnswer,
+    /// The logits, with gaps between the rows.
+    logits: Vec<u8>,
+    /// Bytes of a row of logits, and from one to the next.
+    row: usize,
+    stride: usize,
 }
 
 impl OwnBuffers {
     /// Buffers for `rows` rows over `vocab` ids; rows of logits have a gap of `gap` elements between them.
     pub fn new(request: &Request, rows: usize, vocab: usize, gap: usize) -> Self {
-        let logits_stride = match request {
-            Request::Logits { dtype } => (vocab + gap) * dtype.size(),
-            _ => 0,
-        };
-        let ids = match *request {
-            Request::Argmax | Request::Sample { .. } => 1,
-            Request::TopK { k } => k,
-            _ => 0,
-        };
-        let k = if let Request::TopK { k } = *request { k } else { 0 };
-        let (targets, top_n) = match *request {
-            Request::Logprobs { targets, top_n, .. } => (targets, top_n),
-            Request::Sample { logprobs: Some(TokenLogprobs { top_n, .. }) } => (1, top_n),
+        let mut answer = OwnedAnswer::new(request, rows, vocab).expect("memory for a test's answer");
+        answer.buffers().into_host().into_iter().for_each(|column| column.fill(GARBAGE));
+        let (row, stride) = match request {
+            Request::Logits { dtype } => (vocab * dtype.size(), (vocab + gap) * dtype.size()),
             _ => (0, 0),
         };
-        OwnBuffers {
-            request: *request,
-            vocab,
-            logits_stride,
-            row_status: garbage(rows),
-            logits: garbage(rows * logits_stride),
-            ids: garbage(rows * ids),
-            values: garbage(rows * k),
-            logsumexp: garbage(rows * k.min(1)),
-            logprobs: garbage(rows * targets),
-            ranks: garbage(rows * targets),
-            top_ids: garbage(rows * top_n),
-            top_logprobs: garbage(rows * top_n),
-        }
+        OwnBuffers { answer, logits: garbage(rows * stride), row, stride }
     }
 
     pub fn lend(&mut self) -> AnswerBuffers<'_> {
-        AnswerBuffers {
-            row_status: SpanMut::host(&mut self.row_status),
-            logits: SpanMut::host(&mut self.logits),
-            logits_stride: self.logits_stride,
-            ids: SpanMut::host(&mut self.ids),
-            values: SpanMut::host(&mut self.values),
-            logsumexp: SpanMut::host(&mut self.logsumexp),
-            logprobs: SpanMut::host(&mut self.logprobs),
-            ranks: SpanMut::host(&mut self.ranks),
-            top_ids: SpanMut::host(&mut self.top_ids),
-            top_logprobs: SpanMut::host(&mut self.top_logprobs),
-        }
+        let logits = SpanMut::host(&mut self.logits);
+        AnswerBuffers { logits, logits_stride: self.stride, ..self.answer.buffers() }
     }
 
     /// The answer that a step has written.
     ///
     /// # Panics
     /// Where the step has written between rows of logits.
-    pub fn into_answer(self, stats: StepStats) -> Answer {
-        let told = |targets, top_n| Logprobs {
-            targets,
-            top_n,
-            logprobs: self.logprobs.clone(),
-            ranks: self.ranks.clone(),
-            top_ids: self.top_ids.clone(),
-            top_logprobs: self.top_logprobs.clone(),
-        };
-        let output = match self.request {
-            Request::Logits { dtype } => {
-                let mut bytes = Vec::new();
-                for row in self.logits.chunks(self.logits_stride) {
-                    let (own, gap) = row.split_at(self.vocab * dtype.size());
-                    bytes.extend_from_slice(own);
-                    assert!(gap.iter().all(|byte| *byte == GARBAGE), "written between rows of logits");
-                }
-                Output::Logits { dtype, vocab_size: self.vocab, bytes }
-            }
-            Request::Argmax => Output::Argmax { ids: self.ids },
-            Request::TopK { k } => {
-                Output::TopK { k, values: self.values, ids: self.ids, logsumexp: self.logsumexp }
-            }
-            Request::Logprobs { targets, top_n, .. } => Output::Logprobs(told(targets, top_n)),
-            Request::Sample { logprobs } => Output::Sample {
-                logprobs: logprobs.map(|TokenLogprobs { top_n, .. }| told(1, top_n)),
-                ids: self.ids,
-            },
-            other => panic!("no buffers known of {other}"),
-        };
-        let row_status = self.row_status.into_iter().map(RowStatus::of_byte).collect();
-        Answer { row_status, output, stats }
+    pub fn into_answer(mut self, stats: StepStats) -> Answer {
+        let logits = self.answer.buffers().logits.into_host().expect("host memory");
+        let rows = logits.chunks_mut(self.row.max(1)).zip(self.logits.chunks(self.stride.max(1)));
+        for (to, row) in rows {
+            let (own, gap) = row.split_at(self.row);
+            to.copy_from_slice(own);
+            assert!(gap.iter().all(|byte| *byte == GARBAGE), "written between rows of logits");
+        }
+        self.answer.into_answer(stats)
     }
 }
 

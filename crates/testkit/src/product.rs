@@ -11,6 +11,7 @@ pub mod cuts;
 pub mod draws;
 mod expected;
 mod loaded;
+pub mod logits;
 mod memory;
 mod operands;
 pub mod partials;
@@ -159,7 +160,12 @@ pub fn plans<D: KernelDevice>(device: &D, product: &Product, work: usize) -> Res
     let all = Plan::candidates(product.precision, shape, &device.limits()).map_err(text)?;
     let cost = |plan: &Plan| {
         let Tile { block_m, block_n, .. } = plan.tile;
-        shape.rows.next_multiple_of(block_m) * shape.vocab.next_multiple_of(block_n) * shape.hidden
+        // A piece takes the instructions of a tile.
+        let ids = match plan.tail {
+            Some(_) => plan.tiles() as usize * block_n,
+            None => shape.vocab.next_multiple_of(block_n),
+        };
+        shape.rows.next_multiple_of(block_m) * ids * shape.hidden
     };
     let of_tiles = all.chunk_by(|one, other| one.tile == other.tile).enumerate();
     let others = of_tiles.map(|(i, plans)| plans[(i + (product.seed % 1024) as usize) % plans.len()]);

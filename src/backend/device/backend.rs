@@ -9,6 +9,7 @@ use crate::backend::{HeadTypes, check_boundaries};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::memory::{Allocation, Memory, Stream};
+use crate::plan::Tuning;
 use crate::process::Maker;
 use crate::reference::Accuracy;
 use crate::weights::HeadShard;
@@ -40,7 +41,7 @@ impl<D: KernelDevice> fmt::Debug for DeviceBackend<D> {
 impl<D: KernelDevice> DeviceBackend<D> {
     /// The backend of `device`.
     pub fn new(device: D) -> Self {
-        let common = Common { device, staged: STAGED, held: HELD, maker: Maker::here() };
+        let common = Common { device, staged: STAGED, held: HELD, tuning: None, maker: Maker::here() };
         DeviceBackend { common: Arc::new(common) }
     }
 
@@ -58,9 +59,20 @@ impl<D: KernelDevice> DeviceBackend<D> {
         self.with(|common| Common { held: bytes, ..common })
     }
 
+    /// Shards that are loaded from now on take the kernels that `table` names and, where it names none, those
+    /// of the cost model. The bits are the same.
+    ///
+    /// # Errors
+    /// As [`Tuning::check`]: `Config` for a table of another device, or one that this device cannot follow.
+    pub fn tuned(self, table: Tuning) -> Result<Self> {
+        table.check(&self.device().limits())?;
+        Ok(self.with(|common| Common { tuning: Some(Arc::new(table)), ..common }))
+    }
+
     fn with(self, change: impl FnOnce(Common<D>) -> Common<D>) -> Self {
-        let Common { device, staged, held, maker } = &*self.common;
-        let common = Common { device: device.clone(), staged: *staged, held: *held, maker: *maker };
+        let Common { device, staged, held, tuning, maker } = &*self.common;
+        let (device, tuning) = (device.clone(), tuning.clone());
+        let common = Common { device, staged: *staged, held: *held, tuning, maker: *maker };
         DeviceBackend { common: Arc::new(change(common)) }
     }
 
@@ -104,7 +116,8 @@ impl<D: KernelDevice> Backend for DeviceBackend<D> {
         self.check(shard, hidden)?;
         let device = self.device();
         let stream = device.open_stream()?;
-        let weights = Weights::new(device, device.on(&stream), shard, hidden)?;
+        let tuning = self.common.tuning.clone();
+        let weights = Weights::new(device, device.on(&stream), shard, hidden, tuning)?;
         Ok(Box::new(DeviceShard::new(&self.common, Arc::new(weights), stream)?))
     }
 

@@ -172,7 +172,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             self.tiles(stream, job, rows, (workspace, &places), waits, partials)?;
             params.candidates = at(places.held) as *const _;
             params.status = at(places.status) as *const _;
-            params.tiles = vocab.len().div_ceil(self.product().plan(n)?.tile.epilogue_n()) as u32;
+            params.tiles = self.product().plan(n)?.parts() as u32;
         }
         let device = self.common.device.clone();
         let to = match out.memory() {

@@ -1,13 +1,12 @@
-//! Answers in device memory, made by kernels and copies on the device.
+//! Answers in device memory, made by kernels.
 
+use super::KernelDevice;
 use super::draws::Drawing;
 use super::partials;
 use super::shard::DeviceShard;
-use super::{CopyRows, KernelDevice, Side};
 use crate::backend::On;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::finish::{self, Finish, Messages, columns};
+use crate::finish::{self, Finish, Messages};
 use crate::memory::{Memory, Span, SpanMut};
 use crate::merge::{Candidate, PartialSpec};
 
@@ -95,10 +94,9 @@ impl<D: KernelDevice> DeviceShard<D> {
                 self.end(on, stream, false)
             }
             what => self.only_on(on, |shard, stream| match &what {
-                Finish::Status { words, row_status } => shard.finish_status(stream, None, *words, row_status),
+                Finish::Status { words, row_status } => shard.finish_status(stream, *words, row_status),
                 Finish::Logits { from, dtype, logits, stride, row_status } => {
-                    shard.place_logits(stream, from, *dtype, logits, *stride)?;
-                    shard.finish_status(stream, Some((from, *dtype)), from.own, row_status)
+                    shard.finish_logits(stream, (from, *dtype), (logits, *stride), row_status)
                 }
                 Finish::Argmax { from, ids, row_status } => {
                     let parts = partials::parts(from, &PartialSpec { k: 1, sum: false, targets: 0 })?;
@@ -124,37 +122,5 @@ impl<D: KernelDevice> DeviceShard<D> {
                 Finish::Draw { .. } => unreachable!("an arm of its own"),
             }),
         }
-    }
-
-    /// Queues copies of each shard's columns to their places.
-    fn place_logits(
-        &self,
-        stream: D::Stream,
-        from: &Messages<'_>,
-        dtype: DType,
-        logits: &SpanMut<'_>,
-        stride: usize,
-    ) -> Result<()> {
-        let (own, rows, size) = (self.common.memory(), from.answered, dtype.size());
-        let vocab = from.shards.last().map_or(0, |shard| shard.end);
-        let needed =
-            rows.checked_sub(1).map_or(Some(0), |n| n.checked_mul(stride)?.checked_add(vocab * size));
-        if stride < vocab * size || needed.is_none_or(|needed| needed > logits.len()) {
-            let wanted = format!("{rows} rows of {vocab} {dtype}");
-            let got = format!("{} bytes, {stride} a row", logits.len());
-            return Err(Error::shape("logits", wanted, got, "allocate rows x stride bytes"));
-        }
-        partials::message_places(from, |ids| columns::row_stride(ids, dtype))?;
-        let side = |address, pitch| Side { memory: own, address, pitch };
-        for (start, shard) in from.starts.iter().zip(from.shards) {
-            let own_stride = columns::row_stride(shard.len(), dtype);
-            let message = from.bytes.part(*start..*start + rows * own_stride).address();
-            let to = side(logits.address() + (shard.start * size) as u64, stride);
-            let row_bytes = shard.len() * size;
-            let columns = CopyRows { to, from: side(message, own_stride), row_bytes, rows };
-            // SAFETY: parts of what came, and places of the caller's.
-            unsafe { self.common.device.copy_rows(stream, &columns)? };
-        }
-        Ok(())
     }
 }

@@ -11,8 +11,9 @@ use crate::backend::params::{
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
-use crate::plan::{Family, Plan, Precision, QuantizePlan, Shape, StagePlan, WeightLayout};
+use crate::plan::{Family, Plan, Precision, QuantizePlan, Shape, StagePlan, Tile, Tuning, WeightLayout};
 use std::ptr::null;
+use std::sync::Arc;
 
 /// What is to be multiplied, call after call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,7 @@ unsafe impl Send for MatmulCall {}
 pub struct Matmul<D: KernelDevice> {
     spec: Spec,
     limits: crate::plan::DeviceLimits,
+    tuning: Option<Arc<Tuning>>,
     /// The layout's tiles that the device can run, in the layout's order.
     tiles: Vec<(&'static str, D::Kernel<MatmulParams>)>,
     quantizer: Option<D::Kernel<QuantizeRowsParams>>,
@@ -129,7 +131,13 @@ impl<D: KernelDevice> Matmul<D> {
             WeightLayout::Packed => Some(device.kernel(precision.stager())?),
         };
         let (words, targets) = (device.kernel("set_words")?, device.kernel(target_kernel(precision))?);
-        Ok(Matmul { spec, limits, tiles, quantizer, packer, words, targets, stager })
+        Ok(Matmul { spec, limits, tuning: None, tiles, quantizer, packer, words, targets, stager })
+    }
+
+    /// The same, with the choices of a table that has passed [`Tuning::check`] for this device.
+    #[must_use]
+    pub fn tuned(self, tuning: Option<Arc<Tuning>>) -> Self {
+        Matmul { tuning, ..self }
     }
 
     pub fn spec(&self) -> &Spec {
@@ -146,7 +154,21 @@ impl<D: KernelDevice> Matmul<D> {
             let fix = "prepare for more rows, or split the call";
             return Err(Error::shape("rows of a product", format!("at most {max_rows}"), rows, fix));
         }
-        Plan::for_layout(layout, precision, Shape { rows, vocab, hidden }, &self.limits)
+        let shape = Shape { rows, vocab, hidden };
+        let of_table = |table: &Arc<Tuning>| table.plan(layout, precision, shape, &self.limits);
+        match self.tuning.as_ref().map(of_table).transpose()?.flatten() {
+            Some(plan) => Ok(plan),
+            None => Plan::for_layout(layout, precision, shape, &self.limits),
+        }
+    }
+
+    /// The most parts of the vocabulary that a call leaves partials of, however many rows it has.
+    pub fn most_parts(&self) -> usize {
+        let Spec { precision, layout, vocab, .. } = self.spec;
+        match layout {
+            WeightLayout::Rows => vocab.div_ceil(Tile::FEWEST_IDS),
+            WeightLayout::Packed => crate::plan::most_parts(precision, vocab, &self.limits),
+        }
     }
 
     /// Bytes of workspace that a call of `rows` rows needs, wherever its rows lie.
@@ -207,6 +229,11 @@ impl<D: KernelDevice> Matmul<D> {
         if plan.blocks == 0 || !plan.blocks.is_multiple_of(cluster) {
             let wanted = format!("at least one block, in clusters of {cluster}");
             return Err(Error::shape("plan", wanted, plan.blocks, "use a plan as plan::Plan makes it"));
+        }
+        if let Some(tail) = plan.tail.filter(|tail| !tail.fits(&plan.tile, &shape)) {
+            let wanted = "pieces of a multiple of 8 ids, behind whole tiles that leave some";
+            let got = format!("{} ids behind {} tiles", tail.ids, tail.whole_tiles);
+            return Err(Error::shape("tail of the plan", wanted, got, "use a plan as plan::Plan makes it"));
         }
         let (threads, shared_bytes) = (plan.tile.threads(), plan.shared_bytes());
         let grid = Grid { blocks: plan.blocks, threads, shared_bytes };
@@ -406,6 +433,8 @@ fn params(call: &MatmulCall, plan: &Plan) -> MatmulParams {
         row_count: rows as u32,
         hidden: hidden as u32,
         stages: plan.stages as u32,
+        whole_tiles: plan.tail.map_or(0, |tail| tail.whole_tiles),
+        tail_ids: plan.tail.map_or(0, |tail| tail.ids),
     }
 }
 

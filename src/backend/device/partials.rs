@@ -5,7 +5,7 @@ use super::capacity::CapacityKernels;
 use super::shard::{DeviceShard, Places, check_candidates, count_of, product_of, sum_of};
 use super::{Grid, KernelDevice, cuts, inputs, lists, select};
 use crate::backend::params::{
-    FinishDrawParams, FinishLogprobsParams, FinishParams, FinishStatusParams, HeldCandidatesParams,
+    FinishDrawParams, FinishLogitsParams, FinishLogprobsParams, FinishParams, HeldCandidatesParams,
     HeldHistogramsParams, HeldMatrix, HeldMaximaParams, HeldTargetsParams, HeldTiesParams, LMHEAD_BEST,
     LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE, MergeDrawsParams, MergePartialsParams, PackRowsParams,
     PartialParts, SetWordsParams, SummariseHeldParams, TilePartials,
@@ -40,6 +40,9 @@ pub(super) const NO_ANSWER: u32 = LMHEAD_STATUS_NONFINITE | LMHEAD_STATUS_BAD_IN
 pub(super) const THREADS: u32 = 256;
 pub(super) const SHARED_BYTES: usize = THREADS as usize / 32 * (2 * BEST * 8 + 40);
 
+/// Bytes of a row's logits that a block of `finish_logits` moves: 16 a thread.
+const PART_BYTES: usize = 16 * THREADS as usize;
+
 /// The kernels of answers.
 pub(super) struct Kernels<D: KernelDevice> {
     merge: D::Kernel<MergePartialsParams>,
@@ -51,7 +54,7 @@ pub(super) struct Kernels<D: KernelDevice> {
     pub histograms: D::Kernel<HeldHistogramsParams>,
     pub ties: D::Kernel<HeldTiesParams>,
     pub candidates: D::Kernel<HeldCandidatesParams>,
-    status: D::Kernel<FinishStatusParams>,
+    logits: D::Kernel<FinishLogitsParams>,
     pub merge_draws: D::Kernel<MergeDrawsParams>,
     pub draw: D::Kernel<FinishDrawParams>,
     pub pack: D::Kernel<PackRowsParams>,
@@ -77,7 +80,7 @@ impl<D: KernelDevice> Kernels<D> {
             histograms: device.kernel("held_histograms")?,
             ties: device.kernel("held_ties")?,
             candidates: device.kernel("held_candidates")?,
-            status: device.kernel("finish_status")?,
+            logits: device.kernel("finish_logits")?,
             merge_draws: device.kernel("merge_draws")?,
             draw: device.kernel("finish_draw")?,
             pack: device.kernel("pack_rows")?,
@@ -96,7 +99,7 @@ fn grid(rows: usize) -> Grid {
     Grid { blocks: rows as u32, threads: THREADS, shared_bytes: SHARED_BYTES }
 }
 
-/// Bytes that a matmul leaves of `rows` rows, in tiles of `tile` ids.
+/// Bytes of the partials of `rows` rows, in parts of `tile` ids.
 pub(super) fn tile_bytes(spec: &PartialSpec, rows: usize, ids: usize, tile: usize) -> Result<usize> {
     let whole = product_of(&[ids / tile, rows, spec.stride(tile)])?;
     let last = if ids.is_multiple_of(tile) { 0 } else { product_of(&[rows, spec.stride(ids % tile)])? };
@@ -123,8 +126,10 @@ impl<D: KernelDevice> DeviceShard<D> {
             k: spec.k as u32,
             targets: spec.targets as u32,
             vocab: vocab.len() as u32,
-            parts: vocab.len().div_ceil(plan.tile.epilogue_n()) as u32,
+            parts: plan.parts() as u32,
             part_ids: plan.tile.epilogue_n() as u32,
+            whole_parts: plan.tail.map_or(plan.parts() as u32, |tail| tail.whole_tiles),
+            tail_ids: plan.tail.map_or(0, |tail| tail.ids),
             shards: 0,
         };
         self.merge(stream, from, vocab.start, spec.places(vocab.len()), out)
@@ -151,6 +156,8 @@ impl<D: KernelDevice> DeviceShard<D> {
             vocab: 0,
             parts: 0,
             part_ids: 1,
+            whole_parts: 0,
+            tail_ids: 0,
             shards: 0,
         };
         self.merge(stream, nothing, 0, 0, out)
@@ -237,6 +244,8 @@ impl<D: KernelDevice> DeviceShard<D> {
             vocab: held.ids,
             parts: count,
             part_ids: params.part_ids,
+            whole_parts: count,
+            tail_ids: 0,
             shards: 0,
         };
         let places = spec.places(ids);
@@ -249,39 +258,81 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.select(stream, held, wanted, parts + behind as u64, out)
     }
 
-    /// Queues the row status of whole logits, from the words in the shards' messages and from `words`.
+    /// Queues the row status of as many rows as `words` has.
     pub(super) fn finish_status(
         &self,
         stream: D::Stream,
-        from: Option<(&Messages<'_>, DType)>,
         words: Span<'_>,
         row_status: &SpanMut<'_>,
     ) -> Result<()> {
-        let rows = from.map_or(words.len() / 4, |(from, _)| from.answered);
-        let mut params = FinishStatusParams {
+        let rows = words.len() / 4;
+        let params = FinishLogitsParams {
             data: std::ptr::null(),
             words: words_of(words),
+            logits: std::ptr::null_mut(),
+            logits_pitch: 0,
             row_status: checked("row_status", row_status, 1, rows)? as *mut u8,
             gap: 0,
-            rows: rows as u32,
-            answered: rows as u32,
+            rows: 0,
+            answered: count_of(rows)?,
             vocab: 0,
             shards: 0,
-            element_bytes: 0,
+            element_bytes: 2,
+            part_ids: 64,
         };
-        if let Some((from, dtype)) = from {
-            let (gap, _) = message_places(from, |ids| columns::row_stride(ids, dtype))?;
-            params.data = from.bytes.address() as usize as *const u8;
-            (params.gap, params.rows) = (gap as u64, from.rows as u32);
-            params.vocab = from.shards.last().map_or(0, |shard| shard.end) as u32;
-            (params.shards, params.element_bytes) = (from.shards.len() as u32, dtype.size() as u32);
+        self.queue_logits(stream, &params)
+    }
+
+    /// Queues: the shards' columns go to their places in `logits`, whose rows are `pitch` bytes apart, and
+    /// the status words in their messages become the rows' status.
+    pub(super) fn finish_logits(
+        &self,
+        stream: D::Stream,
+        (from, dtype): (&Messages<'_>, DType),
+        (logits, pitch): (&SpanMut<'_>, usize),
+        row_status: &SpanMut<'_>,
+    ) -> Result<()> {
+        let (rows, size) = (from.answered, dtype.size());
+        let vocab = from.shards.last().map_or(0, |shard| shard.end);
+        let needed = rows.checked_sub(1).map_or(Some(0), |n| n.checked_mul(pitch)?.checked_add(vocab * size));
+        if pitch < vocab * size || needed.is_none_or(|needed| needed > logits.len()) {
+            let wanted = format!("{rows} rows of {vocab} {dtype}");
+            let got = format!("{} bytes, {pitch} a row", logits.len());
+            return Err(Error::shape("logits", wanted, got, "allocate rows x stride bytes"));
         }
-        let grid = Grid { blocks: params.answered.div_ceil(THREADS), threads: THREADS, shared_bytes: 0 };
-        if rows == 0 {
+        let (gap, _) = message_places(from, |ids| columns::row_stride(ids, dtype))?;
+        logits.check_aligned("logits", size)?;
+        if !pitch.is_multiple_of(size) {
+            let wanted = format!("a multiple of {size} bytes");
+            return Err(Error::shape("stride of the logits", wanted, pitch, "pad rows by whole logits"));
+        }
+        let params = FinishLogitsParams {
+            data: from.bytes.address() as usize as *const u8,
+            words: words_of(from.own),
+            logits: logits.address() as usize as *mut u8,
+            logits_pitch: pitch as u64,
+            row_status: checked("row_status", row_status, 1, rows)? as *mut u8,
+            gap: gap as u64,
+            rows: from.rows as u32,
+            answered: count_of(rows)?,
+            vocab: vocab as u32,
+            shards: from.shards.len() as u32,
+            element_bytes: size as u32,
+            part_ids: (PART_BYTES / size) as u32,
+        };
+        self.queue_logits(stream, &params)
+    }
+
+    fn queue_logits(&self, stream: D::Stream, params: &FinishLogitsParams) -> Result<()> {
+        let of_row = params.vocab.div_ceil(params.part_ids).max(1);
+        let blocks = count_of(product_of(&[params.answered as usize, of_row as usize])?)?;
+        if blocks == 0 {
             return Ok(());
         }
-        // SAFETY: spans of the device's memory; messages are as long as their starts say.
-        unsafe { self.common.device.launch(stream, &self.weights.kernels.status, &grid, &params) }
+        let grid = Grid { blocks, threads: THREADS, shared_bytes: 0 };
+        // SAFETY: spans of the device's memory, of sizes that were checked; messages are as long as their
+        // starts say.
+        unsafe { self.common.device.launch(stream, &self.weights.kernels.logits, &grid, params) }
     }
 
     /// Queues the logprobs of the first `rows` rows whose partials came from all shards, to the buffers of
@@ -416,6 +467,11 @@ pub(super) fn message_places(from: &Messages<'_>, stride: impl Fn(usize) -> usiz
         end = start + from.rows * stride(shard.len());
         begins
     });
+    if from.answered > from.rows {
+        let wanted = format!("at most the {} rows of a message", from.rows);
+        return Err(Error::shape("answered rows", wanted, from.answered, "answer rows that came"));
+    }
+    count_of(from.rows)?;
     let aligned = gap.is_multiple_of(8) && from.bytes.address().is_multiple_of(8);
     if shards == 0 || from.starts.len() != shards || !evenly || !in_row || !aligned || end > from.bytes.len()
     {
@@ -444,6 +500,8 @@ pub(super) fn parts(from: &Messages<'_>, spec: &PartialSpec) -> Result<PartialPa
         vocab: from.shards.last().map_or(0, |shard| shard.end) as u32,
         parts: parts as u32,
         part_ids: 0,
+        whole_parts: 0,
+        tail_ids: 0,
         shards: from.shards.len() as u32,
     })
 }

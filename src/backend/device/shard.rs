@@ -39,7 +39,7 @@ use crate::error::{Error, Result};
 use crate::finish::{self, Finish, RowSampling};
 use crate::memory::{self, Memory, Span, SpanMut};
 use crate::merge::{Candidate, PartialSpec};
-use crate::plan::Shape;
+use crate::plan::{Shape, Tuning};
 use crate::process::Maker;
 use crate::rows::HiddenRows;
 use crate::weights::ShardInfo;
@@ -54,6 +54,8 @@ pub(super) struct Common<D: KernelDevice> {
     pub staged: usize,
     /// The most bytes of logits that are held at once for partials.
     pub held: usize,
+    /// Choices of kernels, in place of the cost model's.
+    pub tuning: Option<Arc<Tuning>>,
     pub maker: Maker,
 }
 

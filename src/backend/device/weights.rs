@@ -8,7 +8,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::plan::hopper::{COLUMN_BYTES, PACKED_IDS};
-use crate::plan::{Precision, WeightLayout};
+use crate::plan::{Precision, Tuning, WeightLayout};
 use crate::weights::{HeadShard, Matrix, ShardInfo};
 use std::sync::Arc;
 
@@ -62,7 +62,13 @@ impl<D: KernelDevice> Weights<D> {
     ///
     /// # Errors
     /// As [`Matmul::prepare`]; `Device` where memory is short.
-    pub fn new(device: &D, stream: D::Stream, shard: &Arc<HeadShard>, hidden: DType) -> Result<Self> {
+    pub fn new(
+        device: &D,
+        stream: D::Stream,
+        shard: &Arc<HeadShard>,
+        hidden: DType,
+        tuning: Option<Arc<Tuning>>,
+    ) -> Result<Self> {
         let (vocab, columns) = (shard.vocab().len(), shard.hidden_size());
         let product = if vocab == 0 {
             None
@@ -73,13 +79,14 @@ impl<D: KernelDevice> Weights<D> {
             let own = shard.device_weights();
             let layout = own.map_or_else(|| device.limits().layout(), |weights| weights.layout);
             let spec = Spec { precision, layout, vocab, hidden: columns, max_rows };
-            Some(match Matmul::prepare(device, spec) {
+            let product = match Matmul::prepare(device, spec) {
                 // This build lacks the kernels for packed weights: those for all devices give the same bits.
                 Err(Error::Unsupported { .. }) if layout == WeightLayout::Packed && own.is_none() => {
                     Matmul::prepare(device, Spec { layout: WeightLayout::Rows, ..spec })?
                 }
                 prepared => prepared?,
-            })
+            };
+            Some(product.tuned(tuning))
         };
         let mut weights = Weights {
             info: shard.info(),

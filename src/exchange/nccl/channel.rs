@@ -122,9 +122,10 @@ impl NcclExchange {
 
     /// The first call whose work has not ended, of those that are queued; `call` where there is none.
     fn first(&self, call: &Call) -> Call {
-        let state = self.state();
-        let mut unended = state.marks.iter().filter(|(_, mark)| self.marks.is_reached(*mark) != Ok(true));
-        unended.next().map_or(*call, |(first, _)| *first)
+        // A driver that takes long to answer must not keep others from ending the communicator.
+        let marks = self.state().marks.clone();
+        let unended = marks.iter().find(|(_, mark)| self.marks.is_reached(*mark) != Ok(true));
+        unended.map_or(*call, |(first, _)| *first)
     }
 
     /// Queues a group of operations and waits until NCCL has put them on the stream. Where that takes long,

@@ -3,6 +3,7 @@
 
 use crate::exchange::{Call, Fault, StreamCounters};
 use crate::memory::Stream;
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,9 +20,37 @@ struct Shared {
 }
 
 struct State {
-    /// The call that is watched, for its timeout; `None` before the first.
-    call: Option<Call>,
+    /// The calls that were queued, the latest last, each with how often the device has come to an end when it
+    /// has come to this call's: of steps that are queued one behind the other. A graph's replays are queued
+    /// by nobody; they are of the latest call.
+    calls: VecDeque<(u32, Call)>,
     closed: bool,
+}
+
+/// The most calls that are remembered. Of the oldest of more, the one behind it is told.
+const CALLS: usize = 64;
+
+impl State {
+    fn add(&mut self, call: Call, ended: u32) {
+        let before = self.calls.back().map_or(ended, |(before, _)| *before);
+        // Counters wrap.
+        let queued = if (before.wrapping_sub(ended) as i32) < 0 { ended } else { before };
+        if self.calls.len() == CALLS {
+            self.calls.pop_front();
+        }
+        self.calls.push_back((queued.wrapping_add(1), call));
+    }
+
+    /// The call that runs when the device has come to `ended` ends. Forgets those that have ended.
+    fn running(&mut self, ended: u32) -> Option<Call> {
+        while let (Some((end, _)), true) = (self.calls.front(), self.calls.len() > 1) {
+            if (end.wrapping_sub(ended) as i32) > 0 {
+                break;
+            }
+            self.calls.pop_front();
+        }
+        self.calls.front().map(|(_, call)| *call)
+    }
 }
 
 impl Shared {
@@ -42,7 +71,7 @@ impl Watchdog {
         trouble: impl Fn(&Call) -> Option<Fault> + Send + 'static,
         end: impl Fn(&Call, &Fault) + Send + 'static,
     ) -> Result<Self, Fault> {
-        let state = Mutex::new(State { call: None, closed: false });
+        let state = Mutex::new(State { calls: VecDeque::with_capacity(CALLS), closed: false });
         let shared = Arc::new(Shared { counters, state, changed: Condvar::new() });
         let watched = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("lmhead-watchdog".into());
@@ -56,7 +85,8 @@ impl Watchdog {
     /// Queues the beginning of work that must end within the call's timeout.
     pub fn begin(&self, call: &Call, stream: Stream) -> Result<(), Fault> {
         self.0.counters.begin(stream)?;
-        self.0.state().call = Some(*call);
+        let (_, ended) = self.0.counters.counted();
+        self.0.state().add(*call, ended);
         self.0.changed.notify_all();
         Ok(())
     }
@@ -86,12 +116,12 @@ impl Shared {
         let mut running: Option<((u32, u32), Instant)> = None;
         let mut state = self.state();
         while !state.closed {
-            let Some(call) = state.call else {
+            let (begun, ended) = self.counters.counted();
+            let Some(call) = state.running(ended) else {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             drop(state);
-            let (begun, ended) = self.counters.counted();
             if begun == ended {
                 running = None;
             } else if running.is_none_or(|(counted, _)| counted != (begun, ended)) {
@@ -195,6 +225,44 @@ mod tests {
         assert!(tells.recv_timeout(Duration::from_millis(50)).is_err(), "nothing runs");
         dog.begin(&call, Stream::NONE).expect("counted");
         assert_eq!(tells.recv_timeout(Duration::from_secs(60)), Ok((call, lost)));
+    }
+
+    #[test]
+    fn the_call_that_runs_is_told_not_those_that_are_queued_behind_it() {
+        let (dog, tells) = watchdog(None);
+        let numbered = |step| Call { step, ..call(Duration::from_millis(300)) };
+        // As a device counts that has come to the end of the first two, of five that are queued.
+        dog.begin(&numbered(1), Stream::NONE).expect("counted");
+        dog.end(Stream::NONE).expect("counted");
+        for step in 2..6 {
+            dog.0.state().add(numbered(step), 1);
+        }
+        dog.0.counters.begin(Stream::NONE).expect("counted");
+        dog.0.counters.end(Stream::NONE).expect("counted");
+        dog.0.counters.begin(Stream::NONE).expect("counted");
+        let (watched, _) = tells.recv_timeout(Duration::from_secs(60)).expect("an end");
+        assert_eq!(watched.step, 3);
+    }
+
+    #[test]
+    fn calls_are_found_though_counters_wrap_and_more_are_queued_than_remembered() {
+        let numbered = |step| Call { step, ..call(Duration::from_secs(1)) };
+        let mut state = State { calls: VecDeque::new(), closed: false };
+        let first = u32::MAX - 2;
+        for step in 0..8 {
+            state.add(numbered(step), first);
+        }
+        for ended in 0..8 {
+            let running = state.running(first.wrapping_add(ended)).expect("a call");
+            assert_eq!(running.step, u64::from(ended));
+        }
+        // Behind the last, replays of a graph may run: they are the last's.
+        assert_eq!(state.running(first.wrapping_add(20)).expect("a call").step, 7);
+        for step in 8..8 + 2 * CALLS as u64 {
+            state.add(numbered(step), first.wrapping_add(20));
+        }
+        assert_eq!(state.calls.len(), CALLS);
+        assert_eq!(state.running(first.wrapping_add(20)).expect("a call").step, 8 + CALLS as u64);
     }
 
     #[test]

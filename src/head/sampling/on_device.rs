@@ -2,7 +2,6 @@
 //! memory everything is queued, so that a CUDA graph can capture it. Where rows may have filters, kernels
 //! make the searches of `cuts`, for every row in every step.
 
-use super::WHAT;
 use crate::backend::cuts::{Cuts, SEARCH_BYTES, room_bytes};
 use crate::backend::{Inputs, Job, Out, Which};
 use crate::error::{Error, Result};
@@ -22,6 +21,8 @@ use crate::sampling::cut::{BINS, CUT_BYTES, Digits, Sum};
 use crate::sampling::{Filters, Kind, SamplingParams};
 use std::ops::Range;
 use std::time::Instant;
+
+const WHAT: &str = "sampling parameters";
 
 /// Memory that lives from step to step.
 #[derive(Default)]

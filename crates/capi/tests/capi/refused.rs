@@ -130,10 +130,10 @@ fn steps_that_cannot_be_are_refused_and_the_head_stays_usable() {
         (|s| s.rows = -1, LMHEAD_ERROR_ARGUMENT, "rows: wanted a number of at least 0, got -1"),
         (|s| s.k = 3, LMHEAD_ERROR_ARGUMENT, "k: wanted 0 with argmax, got 3"),
         (
-            |s| s.flags = 64,
+            |s| s.flags = 128,
             LMHEAD_ERROR_ARGUMENT,
-            "flags: wanted LMHEAD_ADJUSTED, PROCESSED, WITH_LOGPROBS, DEVICE_MASKS, UNFILTERED and \
-             DEVICE_FILTERS, got 0x40",
+            "flags: wanted LMHEAD_ADJUSTED, PROCESSED, WITH_LOGPROBS, DEVICE_MASKS, UNFILTERED, \
+             DEVICE_FILTERS, ASYNCHRONOUS, got 0x80",
         ),
         (
             |s| (s.request, s.flags) = (LMHEAD_SAMPLE as i32, LMHEAD_UNFILTERED | LMHEAD_DEVICE_FILTERS),

@@ -275,10 +275,12 @@ fn run(step: RankStep<'_>, engine: Arc<Engine>, backend: *const lmhead_backend, 
     let mut buffers = OwnBuffers::new(&step.request, answered, vocab, step.gap.unwrap_or(0));
     let mut stats = init!(lmhead_stats);
     let logits_dtype = if let Request::Logits { dtype } = step.request { dtype } else { DType::F32 };
+    let [row_status, logits, ids, values, logsumexp, logprobs, ranks, top_ids, top_logprobs] =
+        buffers.lend().into_host().map(<[u8]>::as_mut_ptr);
     let mut answer = lmhead_answer {
-        row_status: buffers.row_status.as_mut_ptr(),
+        row_status,
         logits: lmhead_tensor {
-            data: buffers.logits.as_mut_ptr().cast(),
+            data: logits.cast(),
             device_type: LMHEAD_HOST as i32,
             device_id: 0,
             dtype: code(logits_dtype),
@@ -287,13 +289,13 @@ fn run(step: RankStep<'_>, engine: Arc<Engine>, backend: *const lmhead_backend, 
             columns: vocab as i64,
             stride: (vocab + step.gap.unwrap_or(0)) as i64,
         },
-        ids: buffers.ids.as_mut_ptr(),
-        values: buffers.values.as_mut_ptr(),
-        logsumexp: buffers.logsumexp.as_mut_ptr(),
-        logprobs: buffers.logprobs.as_mut_ptr(),
-        ranks: buffers.ranks.as_mut_ptr(),
-        top_ids: buffers.top_ids.as_mut_ptr(),
-        top_logprobs: buffers.top_logprobs.as_mut_ptr(),
+        ids: ids.cast(),
+        values: values.cast(),
+        logsumexp: logsumexp.cast(),
+        logprobs: logprobs.cast(),
+        ranks: ranks.cast(),
+        top_ids: top_ids.cast(),
+        top_logprobs: top_logprobs.cast(),
         stats: &raw mut stats,
         ..init!(lmhead_answer)
     };

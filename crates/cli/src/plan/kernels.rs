@@ -52,6 +52,8 @@ pub struct Candidate {
     pub kernel: &'static str,
     pub stages: usize,
     pub blocks: u32,
+    /// Ids of each tile of the last wave, where it is cut.
+    pub tail_ids: Option<u32>,
     pub blocks_of_one_sm: u64,
     pub blocks_per_sm: u64,
     pub in_flight: u64,
@@ -70,6 +72,7 @@ pub struct Clocks {
     pub l2: f64,
     pub shared: f64,
     pub tensor: f64,
+    pub last_wave: f64,
     pub tail: f64,
     pub total: f64,
 }
@@ -106,17 +109,19 @@ impl Kernels {
 
     /// The table in the terminal.
     pub fn table(&self) -> String {
-        let titles = ["tile", "blocks", "in flight", "memory", "L2", "shared", "tensor", "tail", "all"];
+        let titles =
+            ["tile", "blocks", "in flight", "memory", "L2", "shared", "tensor", "last wave", "tail", "all"];
         let mut table = terminal::table(titles, &[]);
         for candidate in &self.candidates {
-            let Clocks { memory, l2, shared, tensor, tail, total } = candidate.clocks;
+            let Clocks { memory, l2, shared, tensor, last_wave, tail, total } = candidate.clocks;
             let mut cells = vec![
                 format!("{} x {}", candidate.tile(), candidate.stages),
                 candidate.blocks.to_string(),
                 bytes(candidate.in_flight),
             ];
             cells.extend(
-                [memory, l2, shared, tensor, tail, total].map(|clocks| format!("{:.1}", clocks / 1e3)),
+                [memory, l2, shared, tensor, last_wave, tail, total]
+                    .map(|clocks| format!("{:.1}", clocks / 1e3)),
             );
             table.add_row(cells);
         }
@@ -159,11 +164,12 @@ impl Candidate {
     }
 
     fn of(plan: &Plan, cost: &Cost) -> Self {
-        let lmhead::plan::Clocks { memory, l2, shared, tensor, tail } = cost.clocks;
+        let lmhead::plan::Clocks { memory, l2, shared, tensor, last_wave, tail } = cost.clocks;
         Candidate {
             kernel: plan.tile.kernel,
             stages: plan.stages,
             blocks: plan.blocks,
+            tail_ids: plan.tail.map(|tail| tail.ids),
             blocks_of_one_sm: cost.blocks,
             blocks_per_sm: cost.blocks_per_sm,
             in_flight: cost.in_flight,
@@ -171,7 +177,7 @@ impl Candidate {
             l2_bytes: cost.l2_bytes,
             shared_bytes: cost.shared_bytes,
             products: cost.products,
-            clocks: Clocks { memory, l2, shared, tensor, tail, total: cost.clocks.total() },
+            clocks: Clocks { memory, l2, shared, tensor, last_wave, tail, total: cost.clocks.total() },
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Machine profiles: the speeds that one rank of a machine was measured to have over one transport, and steps
 //! that were measured beside them. `cargo bench --bench transports -- --profiles DIR` writes them.
 
-use crate::args::RequestWords;
+use crate::args;
 use crate::report::micros;
 use crate::{terminal, values};
 use lmhead::config::{HeadConfig, Quantization};
@@ -177,19 +177,14 @@ impl Profile {
         config.hidden_dtype = Some(step.weights);
         let float = values::float("logits_dtype", "use one of those");
         let logits_dtype = step.logits_dtype.as_deref().map(float).transpose()?;
-        let words = RequestWords { request: &step.request, logits_dtype, processed: false };
-        let request = words.parse()?;
+        let request = args::request(&step.request, logits_dtype, false)?;
         request.check(step.vocab_size)?;
         let group = HeadGroup::data_parallel(step.ranks, 0)?;
         let counts = vec![step.rows_per_rank; step.ranks];
         let sampling = SamplingParams::default();
         let traffic = step_traffic(&config, &group, step.weights, &counts, &request, &sampling, true)?;
-        let (candidates, logits_dtype) = match request {
-            Request::Logits { dtype } => (None, dtype),
-            Request::TopK { k } => (Some(k), DType::Bf16),
-            Request::Logprobs { top_n, .. } => (Some(top_n.max(1)), DType::Bf16),
-            _ => (Some(1), DType::Bf16),
-        };
+        let logits_dtype = if let Request::Logits { dtype } = request { dtype } else { DType::Bf16 };
+        let candidates = request.candidates();
         let collectives = traffic.first().map_or(0, |rank| rank.rounds);
         let rows_per_rank = step.rows_per_rank;
         let model = CostModel { rows_per_rank, collectives, candidates, logits_dtype, ..self.speeds() };

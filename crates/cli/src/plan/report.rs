@@ -6,11 +6,11 @@ use super::{PlannedHead, auto_of};
 use crate::report::{bytes, command, micros};
 use crate::{sampling_args, terminal};
 use lmhead::config::{GroupSizeRule, HeadConfig, Verify};
-use lmhead::cost::{CostModel, StepCost};
+use lmhead::cost::{self, CostModel, StepCost};
 use lmhead::dtype::DType;
 use lmhead::error::Result;
 use lmhead::head::{RankTraffic, bytes_exchanged, step_traffic};
-use lmhead::layout::{Coordinates, HeadGroup, ParallelLayout, RankOrder, shard_range};
+use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder, shard_range};
 use lmhead::result::Request;
 use lmhead::sampling::SamplingParams;
 use serde::Serialize;
@@ -142,7 +142,6 @@ impl Collectives {
         let hidden_dtype = config.hidden_dtype.expect("set before planning");
         let verified = config.verify != Verify::WarmUp;
         let uniform = sampling.unwrap_or_default();
-        let last_stage = layout.rank(Coordinates { dp: 0, tp: 0, pp: layout.pp - 1 });
         // Where not even one row of logprobs fits a chunk, no step can run. Such a size is counted as if all
         // rows were one chunk.
         let one_chunk = HeadConfig { logprobs_chunk_bytes: u64::MAX, ..config.clone() };
@@ -150,7 +149,7 @@ impl Collectives {
             if p == 1 {
                 return Ok(0);
             }
-            let group = HeadGroup::of(last_stage, layout, p)?.expect("a rank of the last stage");
+            let group = HeadGroup::from_ranks((0..p).collect(), 0, layout.tp)?;
             let counts = vec![rows; group.replicas()];
             let traffic =
                 |config| step_traffic(config, &group, hidden_dtype, &counts, request, &uniform, verified);
@@ -171,7 +170,7 @@ impl Costs {
     /// each legal group size.
     pub fn over_sizes(
         machine: &str,
-        weight: &WeightBytes,
+        row_bytes: u64,
         config: &HeadConfig,
         layout: &ParallelLayout,
         (logits, candidates): (&CostModel, &CostModel),
@@ -184,7 +183,7 @@ impl Costs {
             let best = cost(candidates, collectives.candidates);
             SizeCost {
                 lmhead_tp_size: p,
-                shard_bytes: weight.of(config, shard_range(config.vocab_size, p, 0).len()),
+                shard_bytes: row_bytes * shard_range(config.vocab_size, p, 0).len() as u64,
                 collectives: *collectives,
                 logits: full,
                 logits_us: full.total_us(),
@@ -193,36 +192,19 @@ impl Costs {
             }
         };
         let sizes: Vec<SizeCost> = layout.group_sizes().into_iter().zip(collectives).map(size).collect();
-        // The smallest of equally fast sizes.
-        let fastest = |us: fn(&SizeCost) -> f64| {
-            let least = sizes.iter().min_by(|a, b| us(a).total_cmp(&us(b)));
-            least.map_or(1, |size| size.lmhead_tp_size)
+        let fastest = |step: fn(&SizeCost) -> StepCost| {
+            cost::fastest(sizes.iter().map(|size| (size.lmhead_tp_size, step(size)))).unwrap_or(1)
         };
         let most = |kind: fn(&Collectives) -> u64| collectives.iter().map(kind).max().unwrap_or(0);
         Costs {
             machine: machine.into(),
             logits: CostModel { collectives: most(|c| c.logits), ..*logits },
             candidates: CostModel { collectives: most(|c| c.candidates), ..*candidates },
-            fastest_logits: fastest(|size| size.logits_us),
-            fastest_candidates: fastest(|size| size.candidates_us),
+            fastest_logits: fastest(|size| size.logits),
+            fastest_candidates: fastest(|size| size.candidates),
             sizes,
             measured: None,
         }
-    }
-}
-
-/// What the size of a head's rows depends on.
-pub struct WeightBytes {
-    pub dtype: DType,
-    pub bias: bool,
-}
-
-impl WeightBytes {
-    /// `rows` rows with their scales and bias, as `HeadShard::bytes` counts them.
-    pub fn of(&self, config: &HeadConfig, rows: usize) -> u64 {
-        let row = config.hidden_size * self.dtype.size();
-        let beside = if self.dtype.is_float() { 0 } else { 4 } + if self.bias { 4 } else { 0 };
-        (row + beside) as u64 * rows as u64
     }
 }
 
@@ -244,10 +226,8 @@ impl PlanReport {
         let uniform = sampling.unwrap_or_default();
         let full = Request::logits(DType::F32);
         let (mut verified, mut unverified) = (StepPlan::default(), StepPlan::default());
-        for rank in first_ranks(layout, size) {
-            let group = HeadGroup::of(rank, layout, size)?.expect("a rank of the last stage");
-            let first = layout.coordinates(rank)?.dp;
-            let counts = &rows[first..first + group.replicas()];
+        for group in layout.groups(size)? {
+            let counts = &rows[layout.replicas(&group)?];
             let traffic = |request: &Request, verified| {
                 step_traffic(config, &group, hidden_dtype, counts, request, &uniform, verified)
             };
@@ -265,7 +245,7 @@ impl PlanReport {
                     rows: rows[at.dp],
                     answered_rows: group.answered_rows(rows[at.dp], member, config.split_rows_over_tp).len(),
                     shard: [shard.start, shard.end],
-                    shard_bytes: head.weight.of(config, shard.len()),
+                    shard_bytes: head.row_bytes * shard.len() as u64,
                     verified: with[member],
                     unverified: without[member],
                 });
@@ -279,8 +259,8 @@ impl PlanReport {
             head: head.name.clone(),
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
-            head_bytes: head.weight.of(config, config.vocab_size),
-            weights: head.weight.dtype,
+            head_bytes: head.row_bytes * config.vocab_size as u64,
+            weights: head.dtype,
             quantization: config.quantization.to_string(),
             hidden_dtype,
             request: sampling_args::words(request, sampling.as_ref(), &[]),
@@ -410,11 +390,11 @@ impl PlanReport {
         let mut lines = vec![format!(
             "a step ({}, exact counts): {} exchanged in {} rounds (all f32 logits: {})",
             self.request,
-            total_bytes(step.bytes_exchanged),
+            bytes(step.bytes_exchanged),
             step.rounds,
-            total_bytes(step.full_logits_bytes)
+            bytes(step.full_logits_bytes)
         )];
-        let headers = total_bytes(self.verified.bytes_exchanged - self.unverified.bytes_exchanged);
+        let headers = bytes(self.verified.bytes_exchanged - self.unverified.bytes_exchanged);
         lines.push(match self.verify {
             Verify::Always => format!("of these {headers} and one round are the headers that check the contract"),
             Verify::WarmUp => "without the headers that check the contract (verify = warm_up)".into(),
@@ -443,13 +423,6 @@ impl PlanReport {
         }
         lines
     }
-}
-
-/// The first member of every group.
-fn first_ranks(layout: &ParallelLayout, size: usize) -> Vec<usize> {
-    let (replicas, members) = if size == 1 { (1, layout.tp) } else { (size / layout.tp, 1) };
-    let at = |dp: usize, tp: usize| layout.rank(Coordinates { dp, tp, pp: layout.pp - 1 });
-    (0..layout.dp).step_by(replicas).flat_map(|dp| (0..members).map(move |tp| at(dp, tp))).collect()
 }
 
 impl StepPlan {
@@ -523,11 +496,6 @@ impl Costs {
 fn speed(value: f64) -> String {
     let decimals = if value >= 10.0 { 0 } else { 3 };
     format!("{value:.decimals$}")
-}
-
-/// Bytes of all ranks together, as [`bytes`] prints them.
-fn total_bytes(n: u128) -> String {
-    bytes(u64::try_from(n).unwrap_or(u64::MAX))
 }
 
 /// A modelled time: a tenth of a microsecond is as precise as the model gets.

@@ -13,7 +13,9 @@ mod seeds;
 mod shards;
 mod shared_device;
 mod sizes;
+mod tails;
 mod targets;
+mod tuned;
 mod unaligned;
 mod whole;
 

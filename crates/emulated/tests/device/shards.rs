@@ -18,7 +18,7 @@ use lmhead_emulated::EmulatedDevice;
 use lmhead_testkit::TestHead;
 use lmhead_testkit::product::shards::{Placed, answers, backend_of, cases};
 use lmhead_testkit::product::steady::{Done, steady};
-use lmhead_testkit::product::{capacity, cuts, draws, partials};
+use lmhead_testkit::product::{capacity, cuts, draws, logits, partials};
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,10 +28,14 @@ fn cpu() -> CpuBackend {
 }
 
 /// A device with little memory for transfers, or that treats host memory as pageable, or both; a quarter of
-/// them has the kernels of 9.0.
+/// them has the kernels of 9.0, half of those three SMs.
 fn device(schedule: u64) -> EmulatedDevice {
     let device = EmulatedDevice::new(schedule);
-    let device = if schedule % 8 < 6 { device.portable() } else { device };
+    let device = match schedule % 8 {
+        ..6 => device.portable(),
+        6 => device,
+        _ => device.sms(3),
+    };
     if schedule.is_multiple_of(3) { device.unlocked() } else { device }
 }
 
@@ -47,6 +51,16 @@ proptest! {
     fn int8_shards_have_the_cpu_backend_s_bits(case in cases(&KINDS[2..5]), schedule in any::<u64>()) {
         case.is_the_cpus(&backend_of(device(schedule), schedule.is_multiple_of(2)), &cpu());
     }
+
+    #[test]
+    fn whole_logits_are_the_host_s(case in logits::cases(), schedule in any::<u64>()) {
+        case.holds(&device(schedule).backend());
+    }
+}
+
+#[test]
+fn whole_logits_are_the_host_s_however_they_are_aligned() {
+    logits::are_the_hosts(&device(1).backend(), 5);
 }
 
 #[test]
@@ -318,11 +332,12 @@ fn bad_buffers_are_refused_by_name_before_anything_is_launched() {
         Some(span(host, start, 4608)),
         "workspace: wanted memory of device 0, got host memory",
     );
-    // Besides the bars, 72 bytes for each of 3 rows of a tile of 64 ids, and for the last 6 ids.
+    // Besides the bars, 72 bytes for each of 3 rows of five parts: pieces of 16 ids, the most that a plan
+    // has.
     let partials = || Out::Partials(spec, span(own, data, bytes));
-    refused(partials(), Some(span(own, start, 5295)), "workspace: wanted 5296 bytes for 3 rows, got 5295");
+    refused(partials(), Some(span(own, start, 5943)), "workspace: wanted 5944 bytes for 3 rows, got 5943");
     assert_eq!(backend.device().counts(), before, "nothing was copied or launched");
-    let on = &mut On { stream: Stream::NONE, workspace: Some(span(own, start, 5296)) };
+    let on = &mut On { stream: Stream::NONE, workspace: Some(span(own, start, 5944)) };
     loaded.run(&job, partials(), on).expect("what it says is enough");
 }
 
@@ -335,14 +350,17 @@ fn partials_multiply_once_for_as_many_rows_as_the_workspace_allows() {
     let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None, placed: None };
     let spec = PartialSpec { k: 3, sum: true, targets: 0 };
     let mut first = None;
-    // Tiles' partials of that many rows fit at once: 64 bytes a row for each tile of 64 ids.
+    // Partials of that many rows fit at once: 64 bytes a row for each of four parts, pieces of 16 ids, which
+    // are the most that a plan has.
+    const PARTS: usize = 4;
     for (held, lends_more, products) in [(1, false, 9), (4, false, 3), (9, false, 1), (2, true, 1)] {
-        let backend = EmulatedDevice::new(1).backend().held(held * spec.stride(64));
+        let backend = EmulatedDevice::new(1).backend().held(held * PARTS * spec.stride(64));
         let mut loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
         let least = loaded.workspace(rows, Ask::Partials(spec)).expect("a size");
-        let whole = loaded.workspace(rows, Ask::Hold { raw: false }).expect("a size");
-        // Staged rows of 128 bytes, status words, bars, and the tiles' partials.
-        assert_eq!(least, 32 * 128 + 512 + held * 64);
+        // Held rows take as much as their partials, which have bars besides.
+        let whole = 256 + loaded.workspace(rows, Ask::Hold { raw: false }).expect("a size");
+        // Staged rows of 128 bytes, status words, bars, and the parts' partials.
+        assert_eq!(least, 32 * 128 + 512 + held * PARTS * 64);
         let size = if lends_more { whole } else { least };
         let mut workspace = Placed::new(&backend, Backend::memory(&backend), &vec![0; size]);
         let mut out = vec![0u64; rows * spec.stride(vocab) / 8];

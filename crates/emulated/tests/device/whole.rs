@@ -30,11 +30,17 @@ fn cpu() -> Arc<dyn Backend> {
     Arc::new(CpuBackend::new(Some(2)).expect("the CPU backend"))
 }
 
-/// `seed` determines the schedules, the kernels that heads take, and how much host memory a call may lock:
-/// some calls transfer in parts.
+/// `seed` determines the schedules, the kernels that heads take, the number of SMs, and how much host memory
+/// a call may lock: some calls transfer in parts.
 fn emulated(seed: u64) -> Arc<dyn Backend> {
     let device = EmulatedDevice::new(seed);
-    let backend = if seed % 8 < 6 { device.portable() } else { device }.backend();
+    let device = match seed % 8 {
+        ..6 => device.portable(),
+        6 => device,
+        // Few SMs: blocks have several tiles, and the last wave is cut.
+        _ => device.sms(3),
+    };
+    let backend = device.backend();
     Arc::new(if seed.is_multiple_of(2) { backend } else { backend.staged(4096) })
 }
 

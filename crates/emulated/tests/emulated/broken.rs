@@ -1,6 +1,7 @@
 //! Deliberately wrong kernels: each kind of fault is found and classified.
 
-use crate::planted::{Row, check, plain, record};
+use crate::broken_matmul::Outcome;
+use crate::planted::{Compared, Row, check, check_compared, plain, record};
 use lmhead::sampling::philox;
 use lmhead_emulated::FaultKind::*;
 use lmhead_emulated::probe::*;
@@ -118,6 +119,29 @@ fn lists_of_candidates_and_histograms() {
         (7, "an atomic at an address that is not aligned", &[Misaligned], 8),
     ];
     check("broken_answers", rows, run);
+}
+
+#[test]
+fn the_best_alone() {
+    // In each turn two lanes have the largest value; that of the second turn is the largest of all.
+    let value = |i: u32| [0.0, 4.0, -4.0][i as usize / 32] + (i * 37 % 16) as f32;
+    let words: Vec<u32> = (0..96).map(|i| value(i).to_bits()).collect();
+    let best = (32..64).find(|i| value(*i) == 19.0).expect("an id");
+    let run = |how: u32, seed: u64| {
+        let probe = Probe::new(broken_replace(), 32, 1024, 2).input(&words).n(&[how]);
+        match probe.config(|c| c.seed(seed)).run() {
+            Ok(out) if out == [words[best as usize], best] => Outcome::Right,
+            Ok(_) => Outcome::Wrong,
+            Err(fault) => Outcome::Fault(fault),
+        }
+    };
+    let rows: &[Compared] = &[
+        (1, "the highest of the best ids", &[]),
+        (2, "all lanes that have the largest value store theirs", &[Race]),
+        (3, "the best of a turn stored while another lane's is", &[Race]),
+        (4, "no bar for those that come later", &[]),
+    ];
+    check_compared("broken_replace", rows, run);
 }
 
 #[test]

@@ -55,6 +55,8 @@ pub fn product(logits: LogitMatrix, weights: WeightMatrix, rows: RowMatrix) -> M
         row_count: 0,
         hidden: 0,
         stages: 4,
+        whole_tiles: 0,
+        tail_ids: 0,
     }
 }
 

@@ -67,6 +67,8 @@ enum Which {
     Widened,
     /// As the first, in clusters of two blocks.
     Cluster,
+    /// As the first, with a last wave in pieces.
+    Tail,
 }
 
 /// What a kernel is run with.
@@ -85,7 +87,27 @@ impl Which {
             // A cluster has both tiles of ids. Of the second, only a quarter has weights; the second block
             // has five rows.
             Which::Cluster => Sizes { vocab: 300, rows: 133, tile: (256, 128, 1, 384) },
+            // Each of two blocks has a tile and a piece: ids 128 to 168, and 168 to 205, which are in two
+            // packed blocks.
+            Which::Tail => Sizes { vocab: 205, rows: 13, tile: (64, 16, 2, 160) },
         }
+    }
+
+    /// A weight. With a last wave in pieces, the spare ids of its instructions are computed from what the
+    /// ring held before: columns 2, 3, 4, 1 and 2 of tiles whose last ids have opposite sums in columns 0 and
+    /// 2.
+    fn weight(self, id: usize, k: usize) -> i8 {
+        let any = (id * HIDDEN + k).wrapping_mul(2_654_435_761) >> 9;
+        match self {
+            Which::Tail if id < 128 && id % 64 >= 40 => [127, 0, -127, 0, 0][k / 128],
+            Which::Tail => any as i8 / 8,
+            _ => any as i8,
+        }
+    }
+
+    /// Multiplies the logits. With a last wave in pieces, those of spare ids would not be finite.
+    fn scale(self) -> f32 {
+        if self == Which::Tail { 3e36 } else { 2.0 }
     }
 }
 
@@ -93,13 +115,14 @@ impl Which {
 fn run(of: Which, how: u32, seed: u64) -> Outcome {
     let Sizes { vocab, rows: row_count, tile: (block_n, block_m, columns, threads) } = of.sizes();
     let random = |i: usize| (i.wrapping_mul(2_654_435_761) >> 9) as i8;
-    let weights: Vec<i8> = (0..vocab * HIDDEN).map(random).collect();
+    let weights: Vec<i8> = (0..vocab * HIDDEN).map(|i| of.weight(i / HIDDEN, i % HIDDEN)).collect();
     let mut packed = vec![0u8; packed_bytes(vocab, HIDDEN).expect("a number")];
     pack_weights(bytemuck::cast_slice(&weights), HIDDEN, &mut packed);
     let scales: Vec<f32> = (0..vocab).map(|id| 0.01 + id as f32 * 1e-4).collect();
     // Not quantised they are small integers, whose sums are exact.
     let row = |i: usize| match of {
         Which::Widened => f32::from(random(i + 77) / 8),
+        Which::Tail => [1.0, -1.0][i / HIDDEN % 2],
         _ => f32::from(random(i + 77)) * 0.03,
     };
     let rows: Vec<bf16> = (0..row_count * HIDDEN).map(|i| bf16::from_f32(row(i))).collect();
@@ -158,7 +181,11 @@ fn run(of: Which, how: u32, seed: u64) -> Outcome {
     );
     product.row_scales = row_scales.pointer();
     (product.vocab, product.row_count, product.hidden) = (vocab as u32, row_count as u32, HIDDEN as u32);
-    product.stages = 3;
+    product.stages = if of == Which::Tail { 2 } else { 3 };
+    product.scale = of.scale();
+    if of == Which::Tail {
+        (product.whole_tiles, product.tail_ids) = (2, 40);
+    }
     // Room for up to 32 rows of up to 128 ids on their way out, and for candidates of each warp.
     let (part_ids, part_rows) = (block_n.min(128), block_m.min(32));
     let before_ring = (part_rows * 4 * (part_ids + 4) + part_ids / 16 * 1024 + 256).next_multiple_of(1024);
@@ -166,7 +193,7 @@ fn run(of: Which, how: u32, seed: u64) -> Outcome {
     let one = LaunchConfig::new([staged_rows as u32, 1, 1], [256, 1, 1]).shared(32).seed(seed).threads(2);
     let other = LaunchConfig::new([2, 1, 1], [threads, 1, 1]).shared(shared as u32).seed(seed + 1);
     let (stage, multiply) = match of {
-        Which::Int8 => (
+        Which::Int8 | Which::Tail => (
             emulated_kernel!(stage_rows_int8_bf16: StageRowsParams),
             emulated_kernel!(broken_wgmma_matmul: BrokenMatmulParams),
         ),
@@ -200,7 +227,7 @@ fn run(of: Which, how: u32, seed: u64) -> Outcome {
         };
         let wanted = |id: usize| {
             let sum: i32 = (0..HIDDEN).map(|k| i32::from(q[k]) * i32::from(weights[id * HIDDEN + k])).sum();
-            ((sum as f32 * scale) * scales[id]) * 2.0
+            ((sum as f32 * scale) * scales[id]) * of.scale()
         };
         let status = if r == 4 { LMHEAD_STATUS_BAD_INDEX } else { 0 };
         said[r] == status && (0..vocab).all(|id| out[r * vocab + id].to_bits() == wanted(id).to_bits())
@@ -211,7 +238,7 @@ fn run(of: Which, how: u32, seed: u64) -> Outcome {
 
 #[test]
 fn the_pair_itself_is_right() {
-    let all = [Which::Int8, Which::Widened, Which::Cluster];
+    let all = [Which::Int8, Which::Widened, Which::Cluster, Which::Tail];
     for (of, seed) in (0..100).flat_map(|seed| all.map(|of| (of, seed))) {
         match run(of, 0, seed) {
             Outcome::Right => {}
@@ -245,12 +272,15 @@ fn each_mistake_is_named() {
             &[Barrier, Race, Transactions, Cluster, Deadlock, Divergence],
         ),
         (20, "a block that ends before the other's last arrival", &[Cluster]),
+        (21, "spare ids of a piece stored", &[GlobalBounds]),
+        (25, "bytes of a whole tile promised of a piece", &[Deadlock, Transactions]),
     ];
     for &(how, what, kinds) in rows {
         let of = match how {
             ..14 => Which::Int8,
             14..17 => Which::Widened,
-            _ => Which::Cluster,
+            17..21 => Which::Cluster,
+            _ => Which::Tail,
         };
         let named = |seed| match run(of, how, seed) {
             Outcome::Fault(fault) if kinds.contains(&fault.kind) => told(&fault),
@@ -264,10 +294,14 @@ fn each_mistake_is_named() {
 
 #[test]
 fn mistakes_that_need_not_be_seen_give_wrong_logits() {
-    for (how, what) in
-        [(7, "the last stage taken for a whole one"), (9, "logits before the last products have ended")]
-    {
-        let seen = |seed| match run(Which::Int8, how, seed) {
+    for (of, how, what) in [
+        (Which::Int8, 7, "the last stage taken for a whole one"),
+        (Which::Int8, 9, "logits before the last products have ended"),
+        (Which::Tail, 22, "a row's status set by spare ids of a piece"),
+        (Which::Tail, 23, "a piece copied from 8 ids further on"),
+        (Which::Tail, 24, "a piece of two packed blocks copied as one run"),
+    ] {
+        let seen = |seed| match run(of, how, seed) {
             Outcome::Right => panic!("{what}, seed {seed}: right logits"),
             Outcome::Wrong => "wrong logits".into(),
             Outcome::Fault(fault) => told(&fault),

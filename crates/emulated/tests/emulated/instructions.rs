@@ -168,18 +168,24 @@ fn cp_async_groups() {
 }
 
 #[test]
-fn votes_and_shuffles() {
+fn votes_reductions_and_shuffles() {
     for seed in 0..20 {
-        let out = Probe::new(probe_warp(), 32, 128, 448).config(|c| c.seed(seed)).output();
+        let out = Probe::new(probe_warp(), 32, 128, 544).config(|c| c.seed(seed)).output();
         let v = |lane: usize| lane as u32 * 3 + 1;
         for lane in 0..32usize {
             let up = if lane >= 2 { lane - 2 } else { lane };
             let down = if lane + 4 < 32 { lane + 4 } else { lane };
             let half = if lane < 16 { 0x0000_ffff } else { 0xffff_0000 };
             let whole = [0x4924_9249, 1, 0, v(lane ^ 5), v(7), v(up), v(down)];
-            let wanted =
-                [&whole[..], &[half, v(lane ^ 1), v(31 - lane)], &[v(lane ^ 5), v(7), v(up), v(lane)]];
-            assert_eq!(out[lane * 14..][..14], wanted.concat(), "lane {lane}, seed {seed}");
+            // The largest of 3 * lane + 1 in the upper eight bits, then of each half of the warp.
+            let reduced = [94 << 24, if lane < 16 { v(15) } else { v(31) }, half];
+            let wanted = [
+                &whole[..],
+                &[half, v(lane ^ 1), v(31 - lane)],
+                &[v(lane ^ 5), v(7), v(up), v(lane)],
+                &reduced,
+            ];
+            assert_eq!(out[lane * 17..][..17], wanted.concat(), "lane {lane}, seed {seed}");
         }
     }
 }

@@ -5,13 +5,14 @@
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- heads FILE SECONDS [KIND] [packed]
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- answers FILE SECONDS
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- probes FILE SECONDS
+//! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- tune FILE SECONDS
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- profile | about
 //! ```
 //! `heads` writes JSON for all kinds of weights, each in a process of its own, or for one kind (bf16, w8a8,
 //! w8a16, fp8), which extends a file of the same run. `packed` limits it to kinds that have kernels for
-//! packed weights. `about` prints device, driver, commit and date as JSON. Options go to criterion. Without a
-//! GPU the program says so and measures nothing. The bundle of `scripts/gpu-bundle` contains this program:
-//! `run.sh first`.
+//! packed weights. `tune` writes the fastest plans as a tuning table (`lmhead::plan::tuning`). `about` prints
+//! device, driver, commit and date as JSON. Options go to criterion. Without a GPU the program says so and
+//! measures nothing. The bundle of `scripts/gpu-bundle` contains this program: `run.sh first`.
 #![allow(unsafe_code, reason = "launches")]
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
@@ -19,12 +20,12 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event};
 use lmhead_gpu::about::about;
 use lmhead_gpu::heads::{self, KINDS, Kind, Replayed, Weights};
-use lmhead_gpu::{answers, probes};
+use lmhead_gpu::{answers, probes, tune};
 use std::path::Path;
 use std::process::ExitCode;
 
 const WANTED: &str = "wanted heads FILE SECONDS [KIND], answers FILE SECONDS, probes FILE SECONDS, \
-     profile, about, or options of criterion";
+     tune FILE SECONDS, profile, about, or options of criterion";
 
 enum Ask<'a> {
     About,
@@ -32,6 +33,7 @@ enum Ask<'a> {
     Heads(&'a Path, f64, Kind),
     Answers(&'a Path, f64),
     Probes(&'a Path, f64),
+    Tune(&'a Path, f64),
     Profile,
     Criterion,
 }
@@ -51,6 +53,7 @@ fn asked<'a>(args: &[&'a str]) -> Result<Ask<'a>, String> {
         ["heads", file, time, kind] => Ok(Ask::Heads(Path::new(file), seconds(time)?, Kind::named(kind)?)),
         ["answers", file, time] => Ok(Ask::Answers(Path::new(file), seconds(time)?)),
         ["probes", file, time] => Ok(Ask::Probes(Path::new(file), seconds(time)?)),
+        ["tune", file, time] => Ok(Ask::Tune(Path::new(file), seconds(time)?)),
         ["profile"] => Ok(Ask::Profile),
         [] => Ok(Ask::Criterion),
         [first, ..] if first.starts_with('-') => Ok(Ask::Criterion),
@@ -81,6 +84,7 @@ fn done(ask: &Ask<'_>) -> Result<(), String> {
         Ask::Heads(file, seconds, kind) => heads::write(&device, file, *seconds, *kind)?,
         Ask::Answers(file, seconds) => answers::write(&device, file, *seconds)?,
         Ask::Probes(file, seconds) => probes::write(&device, file, *seconds)?,
+        Ask::Tune(file, seconds) => tune::write(&device, file, *seconds)?,
         Ask::Profile => heads::profile(&device)?,
         Ask::Criterion => with_criterion(&device)?,
     }

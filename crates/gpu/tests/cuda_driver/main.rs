@@ -14,8 +14,9 @@ mod shards;
 use lmhead::backend::cuda::{CudaDevice, Launch, encode};
 use lmhead::backend::params::MmaMicrokernelParams;
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
+use lmhead::plan::Tuning;
 use lmhead_gpu::about::about;
-use lmhead_gpu::{answers, heads, kernels, probes, products};
+use lmhead_gpu::{answers, heads, kernels, probes, products, tune};
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -254,6 +255,13 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
         assert!(blamed > 0, "{flipped}: {wrong}");
     }
 
+    // The fastest plans: a choice for each kind and number of rows; none whose logits are wrong.
+    let table = measured("tuning", &[]);
+    let choices = table["choices"].as_array().expect("a list");
+    assert_eq!((choices.len(), &table["device"]), (8, &"Fake 0".into()), "{table}");
+    assert!(choices.iter().all(|choice| choice["median_us"].as_f64() > Some(0.0)), "{table}");
+    measured("wrong tuning", &[("FAKE_FLIP", "wgmma_matmul_bf16")]);
+
     // Requests over their matmul alone.
     let answers = measured("answers", &[("PYTHONPATH", &stand_ins), ("LMHEAD_GPU_PEERS", &peers)]);
     assert!(answers["peers"]["absent"]["flashinfer"].is_string(), "{answers}");
@@ -323,6 +331,19 @@ fn in_child_measures() {
         "wrong probes" => {
             let error = probes::write(&device, &file, 60.0).expect_err("words left out");
             assert!(error.starts_with("boxes of 64 rows") && error.contains("left words out"), "{error}");
+        }
+        "tuning" => {
+            tune::write(&device, &file, 60.0).expect("a table");
+            let table = Tuning::from_json(&std::fs::read_to_string(&file).expect("a file"));
+            device.backend().tuned(table.expect("a table")).expect("a table that it can follow");
+        }
+        "wrong tuning" => {
+            let error = tune::write(&device, &file, 60.0).expect_err("a wrong product");
+            assert!(
+                error.starts_with("bf16 200x64, 1 rows: ") && error.contains("1 have other bits"),
+                "{error}"
+            );
+            std::fs::write(&file, "{}").expect("a file");
         }
         _ => probes::write(&device, &file, 60.0).expect("probes"),
     }

@@ -1,10 +1,11 @@
-// The cost of the functions in kernels/answers: compiled and counted, never launched. Each kernel whose name
-// ends in 8 processes eight logits a thread without a loop, its partner twenty-four: the difference is the
-// cost of 16.
+// The cost of the functions in kernels/answers and of the matmuls' epilogue: compiled and counted, never
+// launched. Each kernel whose name ends in 8 processes eight logits a thread without a loop, its partner
+// twenty-four: the difference is the cost of 16. Those of the epilogue have tiles of 64 and of 128 ids.
 #include "answers/best.cuh"
 #include "answers/exponential.cuh"
 #include "answers/mass.cuh"
 #include "answers/noise.cuh"
+#include "matmul/epilogue.cuh"
 
 using namespace ptx;
 
@@ -141,3 +142,39 @@ KERNEL(score, CostParams, 128, 1) {
   draw.merge_lanes();
   st_global_v2(params.out, {draw.id, mov_b32_f32(draw.logit)});
 }
+
+// The epilogue's own functions, of whole tiles in shared memory. The type of the product does not matter.
+template <uint32_t kBlockN>
+using Tile = matmul::Tile<matmul::Bf16Weights, kBlockN, 16>;
+
+template <uint32_t kBlockN>
+DEVICE matmul::TileCoord tile_of(const MatmulParams &p) {
+  return matmul::tile_coord<Tile<kBlockN>>(p, blockIdx.x);
+}
+
+// `k` instead of the parameter: each kernel has one of the two ways of `find_best`. The matmuls have both,
+// and a branch that all lanes take alike.
+template <uint32_t kBlockN>
+DEVICE void find_best(MatmulParams p, uint32_t k) {
+  p.partials.k = k;
+  matmul::find_best<Tile<kBlockN>>(p, tile_of<kBlockN>(p), p.partials.data, p.logits.pitch);
+}
+template <uint32_t kBlockN>
+DEVICE void count_greater(const MatmulParams &p) {
+  const uint32_t places = p.partials.k;
+  matmul::count_greater<Tile<kBlockN>>(p, tile_of<kBlockN>(p), p.partials.data, p.logits.pitch, places);
+}
+template <uint32_t kBlockN>
+DEVICE void add_up(const MatmulParams &p) {
+  matmul::add_up<Tile<kBlockN>>(p, tile_of<kBlockN>(p), p.partials.data, p.logits.pitch);
+}
+
+KERNEL(tile_best_64, MatmulParams, 128, 1) { find_best<64>(params, params.partials.k | 2); }
+KERNEL(tile_best_128, MatmulParams, 128, 1) { find_best<128>(params, params.partials.k | 2); }
+KERNEL(tile_argmax_64, MatmulParams, 128, 1) { find_best<64>(params, 1); }
+KERNEL(tile_argmax_128, MatmulParams, 128, 1) { find_best<128>(params, 1); }
+KERNEL(tile_greater_64, MatmulParams, 128, 1) { count_greater<64>(params); }
+KERNEL(tile_greater_128, MatmulParams, 128, 1) { count_greater<128>(params); }
+KERNEL(tile_sum_64, MatmulParams, 128, 1) { add_up<64>(params); }
+KERNEL(tile_sum_128, MatmulParams, 128, 1) { add_up<128>(params); }
+KERNEL(tile_draw_128, MatmulParams, 128, 1) { matmul::draw<Tile<128>>(params, tile_of<128>(params)); }

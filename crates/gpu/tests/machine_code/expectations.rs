@@ -97,24 +97,24 @@ mod tables {
     /// At most so many registers per thread on any architecture, for each tile of a precision in the plan's
     /// order. Measured with nvcc 13.0.
     const REGISTERS: &[(Precision, &[u32])] = &[
-        (Precision::Bf16, &[74, 74, 100, 128, 82, 86, 120, 172, 247]),
-        (Precision::F16, &[74, 74, 100, 128, 82, 86, 120, 172, 247]),
-        (Precision::W8a8(DType::Bf16), &[72, 72, 80, 123, 80, 83, 117, 167, 246]),
-        (Precision::W8a16(DType::Bf16), &[76, 75, 87, 128, 123, 102, 123, 190]),
-        (Precision::W8a16(DType::F16), &[76, 75, 84, 134, 86, 87, 116, 183]),
-        (Precision::Fp8(DType::Bf16), &[83, 76, 89, 130, 173, 168, 138, 176]),
-        (Precision::Fp8(DType::F16), &[93, 100, 119, 128, 171, 188, 187, 179]),
+        (Precision::Bf16, &[74, 75, 100, 128, 82, 86, 120, 172, 247]),
+        (Precision::F16, &[74, 75, 100, 128, 82, 86, 120, 172, 247]),
+        (Precision::W8a8(DType::Bf16), &[72, 75, 80, 124, 82, 83, 118, 167, 246]),
+        (Precision::W8a16(DType::Bf16), &[76, 76, 87, 128, 123, 102, 123, 190]),
+        (Precision::W8a16(DType::F16), &[76, 76, 84, 134, 86, 87, 116, 183]),
+        (Precision::Fp8(DType::Bf16), &[83, 77, 89, 130, 173, 168, 140, 176]),
+        (Precision::Fp8(DType::F16), &[93, 100, 119, 128, 171, 188, 188, 179]),
     ];
 
     /// The same for the tiles for packed weights.
     const PACKED_REGISTERS: &[(Precision, &[u32])] = &[
-        (Precision::Bf16, &[77, 117, 91, 141, 94, 140, 168, 168]),
-        (Precision::F16, &[77, 117, 91, 141, 94, 140, 168, 168]),
-        (Precision::W8a8(DType::Bf16), &[77, 118, 91, 143, 94, 141, 168, 168]),
-        (Precision::W8a16(DType::Bf16), &[106, 150, 93, 108, 149, 168]),
-        (Precision::W8a16(DType::F16), &[106, 150, 93, 108, 149, 168]),
-        (Precision::Fp8(DType::Bf16), &[106, 150, 93, 108, 149, 168]),
-        (Precision::Fp8(DType::F16), &[106, 150, 93, 108, 149, 168]),
+        (Precision::Bf16, &[117, 121, 91, 141, 96, 145, 168, 168]),
+        (Precision::F16, &[117, 121, 91, 141, 96, 145, 168, 168]),
+        (Precision::W8a8(DType::Bf16), &[115, 119, 91, 143, 96, 146, 168, 168]),
+        (Precision::W8a16(DType::Bf16), &[109, 150, 113, 115, 157, 168]),
+        (Precision::W8a16(DType::F16), &[109, 150, 113, 115, 157, 168]),
+        (Precision::Fp8(DType::Bf16), &[109, 150, 113, 115, 157, 168]),
+        (Precision::Fp8(DType::F16), &[109, 150, 113, 115, 157, 168]),
     ];
 
     /// A kernel of `kernels/hopper`.
@@ -141,9 +141,9 @@ mod tables {
             present: vec![
                 (products, if widened { 8 } else { 4 * tile.block_n.div_ceil(128) }),
                 ("LDSM.M88.4", if widened { 4 } else { 0 }),
-                // The block's part of the weights and rows, before the ring is full and afterwards; what is
-                // shared goes to both blocks of a cluster.
-                ("UBLKCP.S.G", 2 * (copied + 1)),
+                // The block's part of the weights and rows, before the ring is full and afterwards, and the
+                // runs of a piece; what is shared goes to both blocks of a cluster, which have no pieces.
+                ("UBLKCP.S.G", 2 * (copied + 1 + usize::from(shared == 0))),
                 ("UBLKCP.S.G.MULTICAST", 2 * shared),
                 // At the beginning and the end of a cluster, and nowhere else: it waits for the whole device.
                 ("MEMBAR.ALL.GPU", if shared > 0 { 2 } else { 0 }),
@@ -239,7 +239,7 @@ mod tables {
             ("DFMA", 38),
         ];
         // Also the candidates of the answers.
-        let candidates = if tile.block_n == 64 { 24 } else { 36 };
+        let candidates = if tile.block_n == 64 { 25 } else { 37 };
         present.push(("LDS.64", if widened { rows } else { 0 } + candidates));
         Expectation {
             kernel: tile.kernel,
@@ -247,7 +247,7 @@ mod tables {
             present,
             absent: &["HGMMA", "IGMMA", "LDG.128.CONSTANT", "LDSM.M88.2"],
             registers,
-            calls: 72,
+            calls: 75,
         }
     }
 
@@ -279,7 +279,7 @@ mod tables {
             present: &[],
             absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
             registers: 62,
-            calls: 34,
+            calls: 38,
         },
         Other {
             kernel: "finish_best",
@@ -287,15 +287,15 @@ mod tables {
             present: &[],
             absent: &["HMMA", "IMMA"],
             registers: 59,
-            calls: 31,
+            calls: 34,
         },
         Other {
             kernel: "finish_logprobs",
             architectures: PORTABLE,
             present: &[],
             absent: &["HMMA", "IMMA"],
-            registers: 59,
-            calls: 36,
+            registers: 60,
+            calls: 40,
         },
         Other {
             kernel: "finish_draw",
@@ -314,11 +314,11 @@ mod tables {
             calls: 16,
         },
         Other {
-            kernel: "finish_status",
+            kernel: "finish_logits",
             architectures: PORTABLE,
-            present: &[],
+            present: &[("LDG.128", 1), ("STG.128", 1)],
             absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
-            registers: 28,
+            registers: 40,
             calls: 0,
         },
         Other {
@@ -326,8 +326,8 @@ mod tables {
             architectures: PORTABLE,
             present: &[("LDG.128", 2)],
             absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
-            registers: 56,
-            calls: 46,
+            registers: 60,
+            calls: 57,
         },
         Other {
             kernel: "held_targets",
@@ -367,7 +367,7 @@ mod tables {
             present: &[("LDG.128", 2)],
             absent: &["HMMA", "IMMA"],
             registers: 99,
-            calls: 64,
+            calls: 71,
         },
         Other {
             kernel: "select_bins",
@@ -698,7 +698,9 @@ pub fn faults(code: &Code, expected: &Expectation) -> Vec<String> {
     }
     for (pattern, wanted) in &expected.present {
         let count = code.count(pattern);
-        if count != *wanted {
+        // One of the reads of a list of candidates is there twice on some architectures.
+        let more = usize::from(*pattern == "LDS.64");
+        if !(*wanted..=wanted + more).contains(&count) {
             faults.push(format!("wanted {wanted} {pattern}, got {count}"));
         }
     }

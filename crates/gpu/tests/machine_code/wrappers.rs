@@ -87,7 +87,20 @@ const BECOMES: &[(&str, &[&str])] = &[
             "BAR.ARV",
         ],
     ),
-    ("warps", &["SHFL.BFLY", "SHFL.UP", "SHFL.DOWN", "SHFL.IDX", "VOTE.ALL", "VOTE.ANY", "BPT.TRAP"]),
+    (
+        "warps",
+        &[
+            "SHFL.BFLY",
+            "SHFL.UP",
+            "SHFL.DOWN",
+            "SHFL.IDX",
+            "VOTE.ALL",
+            "VOTE.ANY",
+            "REDUX.MAX",
+            "REDUX.OR",
+            "BPT.TRAP",
+        ],
+    ),
     ("arithmetic", &["FADD", "FMUL", "FFMA", "I2F", "F2I", "F2I.TRUNC", "HADD2", "PRMT"]),
     (
         "wide_arithmetic",

@@ -178,7 +178,8 @@ impl<D: KernelDevice> Room<'_, D> {
             top_ids: top_ids.span_mut(),
             top_logprobs: top_logprobs.span_mut(),
         };
-        let options = StepOptions { adjusted, on_device: true, device_adjustments, filters };
+        let options =
+            StepOptions { adjusted, on_device: true, device_adjustments, filters, asynchronous: false };
         let on = On { stream: self.stream, workspace: None };
         let ran = head
             .begin(&counts, &request, options)

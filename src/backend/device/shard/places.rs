@@ -1,6 +1,6 @@
 //! How much room a call needs: its workspace, and the shard's own memory that is made ahead.
 
-use super::super::partials::{self, BEST, by_tiles, tile_bytes};
+use super::super::partials::{self, BEST, by_tiles};
 use super::{DeviceShard, KernelDevice, product_of, sum_of};
 use crate::backend::{Ask, On};
 use crate::error::Result;
@@ -41,7 +41,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     /// Rows for which a call of partials holds logits at once, or what tiles leave instead of them.
     pub(super) fn at_once(&self, rows: usize, spec: &PartialSpec) -> usize {
         let row = if by_tiles(spec) {
-            self.ids().div_ceil(Tile::FEWEST_IDS) * spec.stride(Tile::FEWEST_IDS)
+            self.product().most_parts() * spec.stride(Tile::FEWEST_IDS)
         } else {
             (4 * self.ids()).next_multiple_of(16)
         };
@@ -68,9 +68,9 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
         let Places { product, status, bars, pitch, .. } = self.places(rows, 0)?;
         let held = sum_of(&[bars, (4 * rows).next_multiple_of(256)])?;
-        // Sized for the smallest tiles, whatever the plan: so what is enough for some rows is enough for
-        // fewer.
-        let total = sum_of(&[held, tile_bytes(spec, rows, self.ids(), Tile::FEWEST_IDS)?])?;
+        // Sized for the most parts, whatever the plan: so what is enough for some rows is enough for fewer.
+        let parts = self.product().most_parts();
+        let total = sum_of(&[held, product_of(&[parts, rows, spec.stride(Tile::FEWEST_IDS)])?])?;
         Ok(Places { product, status, bars, held, pitch, total })
     }
 
@@ -78,14 +78,14 @@ impl<D: KernelDevice> DeviceShard<D> {
     pub(in super::super) fn drawn_places(&self, rows: usize) -> Result<Places> {
         let Places { product, status, bars, pitch, .. } = self.places(rows, 0)?;
         let held = sum_of(&[bars, (4 * rows).next_multiple_of(256)])?;
-        // Sized for the smallest tiles, as with partials.
+        // Sized for the most parts, as with partials.
         let total = sum_of(&[held, product_of(&[rows, self.drawn_row()])?])?;
         Ok(Places { product, status, bars, held, pitch, total })
     }
 
     /// Bytes that tiles leave of a row that is drawn from.
     pub(super) fn drawn_row(&self) -> usize {
-        self.ids().div_ceil(Tile::FEWEST_IDS) * size_of::<Candidate>()
+        self.product().most_parts() * size_of::<Candidate>()
     }
 
     /// Rows that are drawn from at once.

@@ -40,3 +40,25 @@ KERNEL(broken_answers, ProbeParams, 64, 1) {
   if (t < 8) st_global_u32(params.out + 16 + t, ld_shared_u32(bins + 8 * t));
   if (how == 7) atom_shared_add_u64(bin + 4, 1);  // not aligned
 }
+
+// Best::replace of answers/best.cuh. 32 threads, `in` has 96 words, offered in three turns; out: the value
+// and id of the best.
+KERNEL(broken_replace, ProbeParams, 32, 1) {
+  const uint32_t how = params.n[0], lane = threadIdx.x;
+  Best best(dynamic_shared(), 1);
+  for (uint32_t turn = 0; turn < 3; ++turn) {
+    const uint32_t id = 32 * turn + lane, bits = ld_global_u32(params.in + id);
+    const bool has = key_of(bits, id) >= best.bar;
+    if (!vote_any(has)) continue;
+    const uint32_t value = ordered(mov_f32_b32(bits)), most = redux_max_u32(has ? value : 0);
+    const bool largest = has && value == most;
+    // 1: the highest of equal ids
+    const uint32_t own = how == 1 ? redux_max_u32(largest ? id : 0) : ~redux_max_u32(largest ? ~id : 0);
+    // 2: all lanes that have the value
+    if (how == 2 ? largest : has && id == own) st_shared_v2(best.at(0), {bits, id});
+    if (how != 3) bar_warp_sync();
+    best.bar = uint64_t(how == 4 ? 0 : most) << 32 | ~own;  // 4: no bar for the next turn
+  }
+  const U32x2 found = ld_shared_v2(best.at(0));
+  if (lane < 2) st_global_u32(params.out + lane, lane ? found.y : found.x);
+}

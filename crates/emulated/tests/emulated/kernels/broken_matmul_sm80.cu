@@ -105,7 +105,8 @@ DEVICE void walk(const MatmulParams &p, uint32_t how) {
     if (how != 14 && how != 51) barrier_sync_all();
   }
   MatmulParams out = p;
-  if (how == 40) out.vocab = at.first_id + T::kBlockN;  // ids beyond the last, too
+  TileCoord left = at;
+  if (how == 40 || how == 62) left.end_id = at.first_id + T::kBlockN;  // ids beyond the last, too
   if (p.partials.draws) {
     if (how == 50) out.row_count = at.first_row + T::kBlockM;  // rows beyond the last, too
     if (how == 52) out.partials.first_id += 4;
@@ -114,13 +115,12 @@ DEVICE void walk(const MatmulParams &p, uint32_t how) {
   }
   if (p.partials.data) {
     if (how == 61) out.partials.first_id += 64;             // ties are decided by other ids
-    if (how == 62) out.vocab = at.first_id + T::kBlockN;    // ids beyond the last, too
     if (how == 63) out.partials.targets += 1;               // the targets of the next row
     const uint64_t stride = answers::partial_bytes(1, p.partials.target_count);
-    count_greater<T>(out, at, p.partials.data + at.first_id / T::kBlockN * p.row_count * stride, stride, 1);
+    count_greater<T>(out, left, p.partials.data + at.first_id / T::kBlockN * p.row_count * stride, stride, 1);
     return;
   }
-  store<T>(out, at, F32{}, out.logits.data);
+  store<T>(out, left, F32{}, out.logits.data);
 }
 
 }  // namespace

@@ -86,7 +86,7 @@ DEVICE void walk_targets(const TargetLogitsParams &params, uint32_t how) {
   };
   if (how == 2) find_targets();  // targets that the kernel before may still write
   wait_or_not(how);
-  find_rows<T>(p, {kNoTarget, at.row}, from);
+  find_rows<T>(p, {kNoTarget, at.row, kNoTarget, 0}, from);
   if (how != 2) find_targets();
   const auto load = [&](uint32_t stage, uint32_t k0) {
     if (k0 < p.hidden) {

@@ -13,8 +13,28 @@ struct BrokenProducer : Producer<T> {
   using Producer<T>::p;
   uint32_t how;
 
+  // piece of Producer.
+  DEVICE void piece(const Walk<T> &at, const Ring<T> &to) const {
+    const matmul::TileCoord ids = tile_coord<T>(p, at.tile);
+    const uint32_t here = at.here(p), groups = (ids.end_id - ids.first_id - 1) / kGroupIds + 1;
+    const uint32_t promised = how == 25 ? kBlockGroups : groups;  // 25: those of a whole tile
+    mbarrier_arrive_expect_tx(to.full(), here * (promised * kGroupBytes + T::kRowColumn));
+    for (uint32_t group = 0, run; group < groups; group += run) {
+      const uint32_t from = ids.first_id / kGroupIds + group + (how == 23);  // 23: 8 ids too far
+      const uint32_t in_packed = from % kBlockGroups, in_stage = group % kBlockGroups;
+      run = kBlockGroups - (in_packed > in_stage && how != 24 ? in_packed : in_stage);  // 24: one run for all
+      if (run > groups - group) run = groups - group;
+      for (uint32_t column = 0; column < here; ++column)
+        bulk_load(to.weights(group / kBlockGroups) + column * kBlockBytes + in_stage * kGroupBytes,
+                  packed_column(p.weights, from / kBlockGroups, at.column + column) + in_packed * kGroupBytes,
+                  run * kGroupBytes, to.full());
+    }
+  }
+
   DEVICE void stage(const Walk<T> &at, const Ring<T> &to) const {
-    if (how == 6) {  // the rows' bytes are not expected
+    if (is_piece<T>(p, at.tile)) {
+      piece(at, to);
+    } else if (how == 6) {  // the rows' bytes are not expected
       const uint32_t here = at.here(p);
       mbarrier_arrive_expect_tx(to.full(), here * T::kBlocks * kBlockBytes);
       const uint32_t block = tile_coord<T>(p, at.tile).first_id / kPackedIds;
@@ -121,8 +141,18 @@ struct BrokenConsumer : Consumer<T> {
       if (how != 9) wgmma_wait_group<0>();
       if (how == 10) finished = 0;  // the last of a tile is never given back
       release();
-      this->finish(tile_coord<T>(p, tile), d);
+      matmul::TileCoord at = tile_coord<T>(p, tile);
+      if (how == 21 && is_piece<T>(p, tile)) at.end_id = at.first_id + T::kBlockN;  // spare ids are stored
+      if (how == 22 && is_piece<T>(p, tile))
+        finish_unmasked(at, d);
+      else
+        this->finish(at, d);
     }
+  }
+
+  // 22: finish of Consumer with the accumulators of spare ids
+  DEVICE void finish_unmasked(const matmul::TileCoord &at, const typename Base::Accumulators &d) const {
+    if constexpr (T::kCluster == 1) matmul::epilogue<typename T::Part>(p, at, d[0]);
   }
 };
 

@@ -86,10 +86,10 @@ KERNEL(probe_cp_async_groups, ProbeParams, 32, 1) {
   st_global_u32(params.out + threadIdx.x, sum);
 }
 
-// Votes and shuffles; 14 words per lane.
+// Votes, reductions and shuffles; 17 words per lane.
 KERNEL(probe_warp, ProbeParams, 32, 1) {
   const uint32_t lane = lane_id(), v = lane * 3 + 1;
-  uint32_t *out = params.out + lane * 14;
+  uint32_t *out = params.out + lane * 17;
   st_global_u32(out, vote_ballot(lane % 3 == 0));
   st_global_u32(out + 1, vote_any(lane == 31));
   st_global_u32(out + 2, vote_all(lane != 31));
@@ -110,6 +110,9 @@ KERNEL(probe_warp, ProbeParams, 32, 1) {
   st_global_u32(out + 11, shfl_idx(v, 64 + 7));
   st_global_u32(out + 12, shfl_up(v, 32 + 2));
   st_global_u32(out + 13, shfl_down(v, 96));
+  st_global_u32(out + 14, redux_max_u32(v << 24));
+  st_global_u32(out + 15, redux_max_u32(v, half));
+  st_global_u32(out + 16, redux_or_b32(1u << lane, half));
 }
 
 // Adjacent bytes and 16-bit words written by different threads, then read as 32-bit words.

@@ -61,6 +61,20 @@ fn steps_of(sizes: &[usize]) {
     all_are_destroyed();
 }
 
+#[test]
+fn a_thousand_replays_have_the_bits_of_eager_steps() {
+    on_nccl("captured::in_child_many", &[("FAKE_CAPABILITY", "100")]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_thousand_replays_have_the_bits_of_eager_steps runs it"]
+fn in_child_many() {
+    each_ranked(2, |ranked| nccl_ranks::many_replays(&ranked, 1000));
+    // At least one collective of each replay, on each rank, of both kinds of steps.
+    assert!(FakeNccl::loaded().count("replays") >= 2 * 1000 * 2);
+    all_are_destroyed();
+}
+
 /// The scenarios that a GPU's test runs in processes.
 #[test]
 fn the_scenarios_of_a_gpu_hold() {

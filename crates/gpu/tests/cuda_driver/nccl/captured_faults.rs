@@ -93,6 +93,46 @@ fn in_child_inputs() {
     }
 }
 
+/// Rank 1 does not come to a step that nobody waits for.
+#[test]
+fn a_rank_that_does_not_come_to_an_asynchronous_step_is_named() {
+    on_nccl("captured_faults::in_child_unwaited", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_rank_that_does_not_come_to_an_asynchronous_step_is_named runs it"]
+fn in_child_unwaited() {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let meeting = Barrier::new(3);
+    each_ranked(3, |ranked| {
+        let me = ranked.exchange.me();
+        let mut stepper = Stepper::new(&ranked.device, ranked.exchange.clone(), KIND, TIMEOUT);
+        stepper.asynchronous = true;
+        stepper.bring_rows(1);
+        stepper.step().expect("a step");
+        assert!(stepper.statuses().iter().all(|status| *status == 0), "rank {me}");
+        meeting.wait();
+        if me != 1 {
+            let began = Instant::now();
+            stepper.step().expect("it is queued");
+            let queued = began.elapsed();
+            // Queued behind it, and not by rank 2, which is not to blame.
+            if me == 0 {
+                stepper.step().expect("it is queued");
+            }
+            ranked.device.wait(stepper.on()).expect("a stream that ends");
+            assert!(began.elapsed() < TIMEOUT + Duration::from_secs(2), "rank {me}: {:?}", began.elapsed());
+            assert!(queued < Duration::from_secs(1), "rank {me}: {queued:?}");
+            let error = stepper.head.flight_recorder().fault().expect("a fault");
+            let Error::Timeout { missing, .. } = &error else { panic!("rank {me}: {error}") };
+            assert_eq!(missing[..], [1], "rank {me}: {error}");
+            assert!(stepper.step().is_err(), "rank {me}");
+        }
+        meeting.wait();
+    });
+    all_are_destroyed();
+}
+
 /// Left-over contents of memory are not part of what a replica's ranks compare.
 #[test]
 fn a_rank_that_has_released_its_memory_agrees_with_its_replica() {
@@ -230,6 +270,15 @@ fn in_child_refused() {
         refused(&mut stepper, Request::sample_with_logprobs(0), "a step for which no host waits");
         stepper.without_workspace();
         refused(&mut stepper, Request::Argmax, "workspace of a captured step");
+        stepper.asynchronous = true;
+        refused(&mut stepper, Request::Argmax, "got an asynchronous one");
+    });
+    each_ranked(2, |ranked| {
+        let mut stepper = Stepper::new(&ranked.device, ranked.exchange.clone(), KIND, SOON);
+        let options = StepOptions { on_device: true, asynchronous: true, ..StepOptions::default() };
+        let error =
+            stepper.head.begin(&RowCounts::discover(1), &Request::Argmax, options).expect_err("refused");
+        assert!(error.to_string().contains("wanted a step that could be captured"), "{error}");
     });
     each_ranked(2, |ranked| {
         let me = ranked.exchange.me();

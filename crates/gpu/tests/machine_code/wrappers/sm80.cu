@@ -65,6 +65,7 @@ KERNEL(warps, WrapperParams, 128, 1) {
   ptx::bar_warp_sync();
   uint32_t v = lane * lane + ptx::vote_ballot(lane & 1) + ptx::vote_any(lane & 2) + ptx::vote_all(lane & 4);
   v = ptx::shfl_bfly(v, 4), v = ptx::shfl_up(v, 2), v = ptx::shfl_down(v, 1), v = ptx::shfl_idx(v, 3);
+  v += ptx::redux_max_u32(v) + ptx::redux_or_b32(v);
   if (v == 12345) ptx::trap();
   params.out[threadIdx.x] = v;
 }

@@ -1,7 +1,114 @@
-//! How far a quantised head's answers are from the original's: compares the logits of a row, slice by slice
-//! of the vocabulary, so that no whole row of logits has to be kept.
+//! How far a quantised head's answers are from the original's: compares the logits of rows, slice by slice of
+//! the vocabulary, so that neither a head nor a whole row of logits has to be kept.
 
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, Job, LogitsOut, On, Out, Status};
+use crate::config::{HeadConfig, Quantization};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::layout::BLOCK;
+use crate::memory::SpanMut;
 use crate::merge::Candidate;
+use crate::rows::HiddenRows;
+use crate::weights::{Checkpoint, HeadShard, LoadOptions};
+use serde::Serialize;
+use std::sync::Arc;
+
+/// Bytes of weights, and of logits, of one slice of the vocabulary.
+const SLICE_BYTES: usize = 32 << 20;
+
+/// Comparison of two heads' answers to the same rows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Fidelity {
+    /// Mean over the rows of `KL(softmax(original) ‖ softmax(other))`, nats; NaN where a logit is not finite.
+    pub kl_mean: f64,
+    /// Largest of them.
+    pub kl_largest: f64,
+    /// Rows for which both answer the same id.
+    pub same_argmax: usize,
+}
+
+impl Fidelity {
+    /// Of some rows, of each of which all logits were compared.
+    pub fn of(rows: &[Divergence]) -> Self {
+        let kls = || rows.iter().map(Divergence::kl);
+        Fidelity {
+            kl_mean: kls().sum::<f64>() / rows.len() as f64,
+            // Not f64::max, which ignores NaN.
+            kl_largest: kls().fold(0.0, |largest, kl| if kl > largest || kl.is_nan() { kl } else { largest }),
+            same_argmax: rows.iter().filter(|row| row.same_argmax()).count(),
+        }
+    }
+}
+
+/// Compares `quantized`, an int8 file, with the float head `original` that it was made of, on `rows` in host
+/// memory: once for each of the `ways` in which its weights may be multiplied. `config` is the original's.
+/// `progress` is told the bytes of the original that have been compared, and their number. In memory are
+/// slices of the heads and their logits, each of 32 MiB or, if that is more, of 64 ids.
+///
+/// # Errors
+/// As [`Checkpoint::shard`], and as the products of rows of this type; `Config` as
+/// [`HeadConfig::validate`], `Shape` for no rows.
+pub fn compare(
+    backend: &CpuBackend,
+    config: &HeadConfig,
+    original: &Checkpoint,
+    (quantized, ways): (&Checkpoint, &[Quantization]),
+    rows: HiddenRows<'_>,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Vec<Fidelity>> {
+    if ways.is_empty() {
+        return Ok(Vec::new());
+    }
+    config.validate()?;
+    if rows.is_empty() {
+        return Err(Error::shape("rows to compare by", "at least one", 0, "pass some"));
+    }
+    let (vocab_size, dtype) = (config.vocab_size, original.dtype());
+    let row_bytes = config.hidden_size * dtype.size();
+    let ids = SLICE_BYTES / row_bytes.max(3 * size_of::<f32>() * rows.len()) / BLOCK * BLOCK;
+    let ids = ids.max(BLOCK);
+    let mut divergences = vec![vec![Divergence::default(); rows.len()]; ways.len()];
+    for start in (0..vocab_size).step_by(ids) {
+        let slice = start..(start + ids).min(vocab_size);
+        let logits = |of: &Checkpoint, quantization| {
+            let options = LoadOptions { quantization: Some(quantization), ..LoadOptions::default() };
+            logits(backend, config, rows, of.shard(slice.clone(), vocab_size, &options)?)
+        };
+        let wanted = logits(original, Quantization::None)?;
+        for (&quantization, divergences) in ways.iter().zip(&mut divergences) {
+            let got = logits(quantized, quantization)?;
+            let of_rows = wanted.chunks(slice.len()).zip(got.chunks(slice.len()));
+            for (divergence, (wanted, got)) in divergences.iter_mut().zip(of_rows) {
+                divergence.push(start, wanted, got);
+            }
+        }
+        progress((slice.end * row_bytes) as u64, (vocab_size * row_bytes) as u64);
+    }
+    Ok(divergences.iter().map(|rows| Fidelity::of(rows)).collect())
+}
+
+/// Logits, f32 `[rows, ids of the shard]`.
+fn logits(
+    backend: &CpuBackend,
+    config: &HeadConfig,
+    rows: HiddenRows<'_>,
+    shard: HeadShard,
+) -> Result<Vec<f32>> {
+    let columns = shard.vocab().len();
+    let mut logits = vec![0.0f32; rows.len() * columns];
+    let mut status = vec![0u32; rows.len()];
+    let mut loaded = backend.load(&Arc::new(shard), rows.dtype())?;
+    let out = LogitsOut {
+        data: SpanMut::host(&mut logits[..]),
+        stride: columns * size_of::<f32>(),
+        dtype: DType::F32,
+        status: Status::Apart { words: SpanMut::host(&mut status[..]), stride: size_of::<u32>() },
+    };
+    let job = Job { rows, epilogue: config.epilogue(), adjustments: None, placed: None };
+    loaded.run(&job, Out::Logits(out), &mut On::default())?;
+    Ok(logits)
+}
 
 /// Compares one row's logits of two heads: the original's distribution `p = softmax(l)` with the other's `q =
 /// softmax(m)`.
@@ -138,7 +245,10 @@ mod tests {
         let same = whole(&row, &row, &[2]);
         assert_eq!((same.kl(), same.same_argmax()), (0.0, true));
         assert!(!whole(&row, &[1.0, 4.0, 5.0, -3.0], &[]).same_argmax());
-        assert!(whole(&row, &[1.0, f32::NAN, 5.0, -3.0], &[]).kl().is_nan());
+        let broken = whole(&row, &[1.0, f32::NAN, 5.0, -3.0], &[]);
+        assert!(broken.kl().is_nan());
+        let all = Fidelity::of(&[same.clone(), broken, same]);
+        assert!(all.kl_mean.is_nan() && all.kl_largest.is_nan());
         let (up, down) = ([200.0f32, -200.0], [-200.0f32, 200.0]);
         assert!((whole(&up, &down, &[1]).kl() - 400.0).abs() < 1e-9, "no overflow");
     }

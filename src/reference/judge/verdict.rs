@@ -1,22 +1,27 @@
-//! The result of a check: errors, mistakes, and the verdict as a sentence.
+//! What a judgement found: errors and mistakes.
 
-use lmhead::dtype::DType;
-use lmhead::reference::{self, Truth};
-use lmhead::result::{Logprobs, NO_TARGET_ID, Output};
+use super::logsumexp_and_error;
+use crate::dtype::DType;
+use crate::reference::{Truth, judge_top_k, logsumexp_allowed, ratio};
+use crate::result::{NO_TARGET_ID, OwnedAnswer, Request};
 use serde::Serialize;
 
 /// What was compared and how far it was off.
-#[derive(Serialize)]
-pub struct CheckReport {
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verdict {
+    /// Whether there are no mistakes.
     pub passed: bool,
     /// Whether every row and column was compared.
     pub everything: bool,
+    /// Rows that were compared.
     pub rows: usize,
+    /// Values that were compared.
     pub values: u64,
     /// Values that are rightly not finite, or belong to rows that rightly have no answer.
     pub not_finite: u64,
-    /// Largest error, and the error allowed for that value.
+    /// Largest error of a value.
     pub largest_error: f64,
+    /// The error allowed for the value with the largest one.
     pub allowed_there: f64,
     /// Largest error / allowed error of all values.
     pub worst_ratio: f64,
@@ -26,44 +31,50 @@ pub struct CheckReport {
     pub rms_limit: f64,
     /// The first mistakes, in words.
     pub mistakes: Vec<String>,
+    #[serde(skip)]
+    rms: Rms,
 }
 
-const TOKENS: &str = "no token that a filter surely excludes or another surely beats";
+/// The errors of raw f32 logits of rows that are good, for comparison with their root mean square.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct Rms {
+    /// Sum of the squares of so many logits.
+    squares: f64,
+    counted: u64,
+    largest_error: f64,
+}
 
-impl CheckReport {
-    /// The verdict in a sentence.
-    pub fn sentence(&self, request: &str, quantization: &str) -> String {
-        let verdict = if self.passed { "check passed" } else { "CHECK FAILED" };
-        // The error of quantisation is not an error of the computation, and not measured here.
-        let truth = match quantization {
-            "none" => "float64".to_string(),
-            how => format!("float64 arithmetic on the {how} head"),
-        };
-        let extent = if self.everything { "everything" } else { "a seeded sample" };
-        let found = match (request, self.error_over_rms) {
-            _ if self.values == 0 => "nothing was compared".into(),
-            ("argmax", _) => "no id that another beats by more than rounding".into(),
-            (sampled, _) if sampled.starts_with("sample with") => format!(
-                "{TOKENS}; largest error of a logprob {:.1e} (no correct sum exceeds {:.1e})",
-                self.largest_error, self.allowed_there
-            ),
-            (sampled, _) if sampled.starts_with("sample") => TOKENS.into(),
-            (_, Some(over)) => format!(
-                "largest error {over:.1e} of the logits' rms, allowed {:.0e}; \
-                 largest absolute error {:.1e} (no correct sum exceeds {:.1e})",
-                self.rms_limit, self.largest_error, self.allowed_there
-            ),
-            (_, None) => format!(
-                "largest absolute error {:.1e} (no correct sum exceeds {:.1e}); nearest to its bound: {:.1e} of it",
-                self.largest_error, self.allowed_there, self.worst_ratio
-            ),
-        };
-        let broken = match self.not_finite {
-            0 => String::new(),
-            n => format!(", {n} of them not finite or without an answer, as in the truth"),
-        };
-        let (values, rows) = (self.values, self.rows);
-        format!("{verdict} against {truth} ({extent}: {values} values of {rows} rows{broken}): {found}")
+impl Verdict {
+    /// Of nothing so far.
+    pub(super) fn new(everything: bool, rows: usize, rms_limit: f64) -> Self {
+        Verdict {
+            passed: true,
+            everything,
+            rows,
+            values: 0,
+            not_finite: 0,
+            largest_error: 0.0,
+            allowed_there: 0.0,
+            worst_ratio: 0.0,
+            error_over_rms: None,
+            rms_limit,
+            mistakes: Vec::new(),
+            rms: Rms::default(),
+        }
+    }
+
+    /// Judges the logits' errors by their root mean square, too, as is promised of Gaussian data.
+    pub(super) fn judge_rms(&mut self) {
+        let Rms { squares, counted, largest_error } = self.rms;
+        if squares > 0.0 {
+            let (over_rms, limit) = (largest_error / (squares / counted as f64).sqrt(), self.rms_limit);
+            self.error_over_rms = Some(over_rms);
+            if over_rms > limit {
+                self.mistake(format!(
+                    "the largest error is {over_rms:.2e} of the logits' rms, allowed {limit:.0e}"
+                ));
+            }
+        }
     }
 
     pub(super) fn mistake(&mut self, text: String) {
@@ -75,7 +86,7 @@ impl CheckReport {
 
     pub(super) fn value(&mut self, error: f64, allowed: f64, what: impl Fn() -> String) {
         self.values += 1;
-        let ratio = reference::ratio(error, allowed);
+        let ratio = ratio(error, allowed);
         if error > self.largest_error || error.is_nan() {
             (self.largest_error, self.allowed_there) = (error, allowed);
         }
@@ -87,8 +98,15 @@ impl CheckReport {
         }
     }
 
-    /// Compares a logit; returns its error, infinite where a non-finite logit does not match the truth.
-    pub(super) fn logit(&mut self, row: usize, id: usize, got: f64, truth: &Truth, dtype: DType) -> f64 {
+    /// Compares the logit of a row and an id. `good`: the row's status is.
+    pub(super) fn logit(
+        &mut self,
+        (row, id): (usize, usize),
+        got: f64,
+        truth: &Truth,
+        dtype: DType,
+        good: bool,
+    ) {
         let (error, allowed) = if !truth.logit.is_finite() {
             self.not_finite += 1;
             let same = got == truth.logit || (got.is_nan() && truth.logit.is_nan());
@@ -104,49 +122,34 @@ impl CheckReport {
             (truth.error_of(got, dtype), truth.allowed_as(dtype))
         };
         self.value(error, allowed, || format!("row {row}, id {id}: {got}, truth {}", truth.logit));
-        error
+        if dtype == DType::F32 && good && truth.logit.is_finite() {
+            self.rms.squares += truth.logit * truth.logit;
+            self.rms.counted += 1;
+            self.rms.largest_error = self.rms.largest_error.max(error);
+        }
     }
 
     /// A row whose status is not good must answer id -1 and NaN, for every request but all logits.
-    pub(super) fn unanswered(&mut self, row: usize, output: &Output) {
-        let nothing_told = |told: &Logprobs| {
-            let (own, top) = (told.targets * row..told.targets * (row + 1), top_of(told, row));
-            let none = told.logprobs[own.clone()].iter().chain(&told.top_logprobs[top.clone()]);
-            let good = none.copied().all(f32::is_nan)
-                && told.ranks[own].iter().chain(&told.top_ids[top]).all(|number| *number == -1);
-            (good, told.targets + told.top_n)
-        };
-        let (good, values) = match output {
-            Output::Argmax { ids } | Output::Sample { ids, logprobs: None } => (ids[row] == -1, 1),
-            Output::Sample { ids, logprobs: Some(told) } => {
-                let (good, values) = nothing_told(told);
-                (good && ids[row] == -1, values + 1)
-            }
-            Output::TopK { k, values, ids, logsumexp } => {
-                let own = row * k..(row + 1) * k;
-                let good = ids[own.clone()].iter().all(|id| *id == -1)
-                    && values[own].iter().all(|v| v.is_nan())
-                    && logsumexp[row].is_nan();
-                (good, k + 1)
-            }
-            Output::Logprobs(told) => nothing_told(told),
-            _ => unreachable!("args knows these requests only, and logits have their own comparison"),
-        };
-        self.values += values as u64;
-        self.not_finite += values as u64;
-        if !good {
+    pub(super) fn unanswered(&mut self, row: usize, answer: &OwnedAnswer) {
+        let told = &answer.logprobs;
+        let ids = [&answer.ids, &told.ranks, &told.top_ids].map(|ids| answer.row(ids, row));
+        let floats = [&answer.values, &answer.logsumexp, &told.logprobs, &told.top_logprobs];
+        let floats = floats.map(|floats| answer.row(floats, row)).concat();
+        let tokens = matches!(answer.request, Request::Argmax | Request::Sample { .. });
+        let values = floats.len() as u64 + u64::from(tokens);
+        self.values += values;
+        self.not_finite += values;
+        if ids.concat().iter().any(|id| *id != -1) || !floats.iter().all(|value| value.is_nan()) {
             self.mistake(format!("row {row}: answered although its status is not good"));
         }
     }
 
     /// Compares the logprobs and ranks of a row's targets, and its best ids.
-    pub(super) fn logprobs(&mut self, row: usize, truths: &[Truth], targets: &[i64], told: &Logprobs) {
-        let top = top_of(told, row);
-        let (top_ids, top_logprobs) = (&told.top_ids[top.clone()], &told.top_logprobs[top]);
+    pub(super) fn logprobs(&mut self, row: usize, truths: &[Truth], targets: &[i64], answer: &OwnedAnswer) {
+        let told = &answer.logprobs;
+        let top_ids = answer.row(&told.top_ids, row);
         self.best(row, truths, top_ids, None);
-        let logits: Vec<f64> = truths.iter().map(|t| t.logit).collect();
-        let lse = reference::logsumexp(&logits);
-        let moved: f64 = truths.iter().map(|t| (t.logit - lse).exp() * t.allowed).sum();
+        let (lse, moved) = logsumexp_and_error(truths);
         let logprob = |report: &mut Self, id: usize, got: f32| {
             let (truth, got) = (truths[id].logit - lse, f64::from(got));
             if truth == f64::NEG_INFINITY {
@@ -154,13 +157,13 @@ impl CheckReport {
                 report.value(error, 0.0, || format!("row {row}, id {id}: logprob {got}, not allowed"));
                 return;
             }
-            let of_lse = reference::logsumexp_allowed(lse, logits.len());
+            let of_lse = logsumexp_allowed(lse, truths.len());
             let allowed = truths[id].allowed + moved + of_lse + DType::F32.half_ulp(truth.abs());
             report.value((got - truth).abs(), allowed, || {
                 format!("row {row}, id {id}: logprob {got}, truth {truth}")
             });
         };
-        for (&id, &got) in top_ids.iter().zip(top_logprobs) {
+        for (&id, &got) in top_ids.iter().zip(answer.row(&told.top_logprobs, row)) {
             match usize::try_from(id).ok().filter(|id| *id < truths.len()) {
                 Some(id) => logprob(self, id, got),
                 // An unused entry. `best` checks that its id is -1.
@@ -168,9 +171,8 @@ impl CheckReport {
                 None => self.mistake(format!("row {row}: logprob {got} of no id")),
             }
         }
-        let own = row * told.targets..(row + 1) * told.targets;
-        for ((&target, &got), &rank) in targets.iter().zip(&told.logprobs[own.clone()]).zip(&told.ranks[own])
-        {
+        let own = answer.row(&told.logprobs, row).iter().zip(answer.row(&told.ranks, row));
+        for (&target, (&got, &rank)) in targets.iter().zip(own) {
             if target == NO_TARGET_ID {
                 self.values += 2;
                 self.not_finite += 2;
@@ -179,7 +181,8 @@ impl CheckReport {
                 }
                 continue;
             }
-            let target = usize::try_from(target).expect("targets are checked when they are read");
+            // Targets were checked before, and so were sampled tokens.
+            let target = target as usize;
             logprob(self, target, got);
             self.rank(row, truths, target, rank);
         }
@@ -217,7 +220,7 @@ impl CheckReport {
             return;
         }
         let (ids, values) = (&ids[..allowed], values.map(|v| &v[..allowed]));
-        if let Err(text) = reference::judge_top_k(truths, ids, values) {
+        if let Err(text) = judge_top_k(truths, ids, values) {
             self.values += ids.len() as u64;
             self.mistake(format!("row {row}: {text}"));
             return;
@@ -234,9 +237,4 @@ impl CheckReport {
             }
         }
     }
-}
-
-/// The range of a row's best ids.
-fn top_of(told: &Logprobs, row: usize) -> std::ops::Range<usize> {
-    row * told.top_n..(row + 1) * told.top_n
 }
