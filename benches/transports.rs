@@ -21,7 +21,7 @@ use lmhead::exchange::{Call, Exchange, Operation, local};
 use lmhead::step::HEADER_BYTES;
 use lmhead::{DType, HeadConfig, HiddenRows, LmHead, Quantization, Request, RowCounts};
 use lmhead_testkit::processes::{self, Launcher, Rank, Scenarios, on_processes};
-use lmhead_testkit::report::{about, load, report, setting, summary};
+use lmhead_testkit::report::{about, load, quantile, report, setting, summary};
 use lmhead_testkit::{TestHead, each_rank_over, engine, head_of, local_group};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -198,7 +198,7 @@ const TRANSPORTS: &[&str] = &[
 ];
 
 fn median(times: &[f64]) -> f64 {
-    summary(times, 3)["median"].as_f64().expect("a number")
+    quantile(times, 0.5)
 }
 
 /// Collectives of one kind: their times and nccl-tests' bandwidths by bytes.

@@ -25,8 +25,8 @@ constexpr uint32_t kInfinity = 0x7f800000u, kDamagedCut = UINT32_MAX;
 // Whether the row needs the search for the end of the nucleus (`masses`), or for the last of top_k. Greedy
 // rows, and rows without top_k and top_p, need neither.
 DEVICE bool wants_cut(const SamplingRow &row, uint32_t vocab, bool masses) {
-  const Kind kind = kind_of(row, vocab);
-  if (kind != Kind::kListed && kind != Kind::kCut) return false;
+  const DrawKind kind = kind_of(row, vocab);
+  if (kind != DrawKind::kListed && kind != DrawKind::kCut) return false;
   return masses ? row.top_p < 1 : row.top_k > 0 && row.top_k < vocab;
 }
 
@@ -78,7 +78,7 @@ STEP_KERNEL(begin_cuts, CutRowsParams, 256, 4) {
   }
   const float least = sampling.min_p > 0 ? least_of(sampling.min_p) : -__builtin_inff();
   const KeptLogits kept = {max, sampling.temperature, least, -__builtin_inff(), 0, row};
-  const uint32_t filtered = kind_of(sampling, params.vocab) != Kind::kBest;
+  const uint32_t filtered = kind_of(sampling, params.vocab) != DrawKind::kBest;
   const HeldWanted wanted = {
       kept, damaged ? uint32_t(LMHEAD_DAMAGED) : filtered, 0, sampling.seed, sampling.position, row};
   tell(params.wanted + row, wanted);

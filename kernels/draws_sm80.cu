@@ -59,7 +59,7 @@ struct List {
   DEVICE List(const FinishDrawParams &params, const SamplingRow &row, uint32_t number)
       : params(params),
         sizes(params.vocab, params.shards),
-        listed(kind_of(row, params.vocab) == Kind::kListed),
+        listed(kind_of(row, params.vocab) == DrawKind::kListed),
         top_k(row.top_k) {
     if (params.places) return;
     for (uint32_t other = threadIdx.x; other < params.rows; other += kThreads) {
@@ -225,7 +225,7 @@ STEP_KERNEL(merge_draws, MergeDrawsParams, 256, 4) {
   if (status & params.nonfinite) value = 0x7fc00000u;
   // Infinity, which no shard can send: the row's owner then reports bad input.
   const bool none = status & LMHEAD_STATUS_BAD_INDEX;
-  if (none || !is_legal(row) || kind_of(row, params.vocab) != Kind::kBest) value = 0x7f800000u;
+  if (none || !is_legal(row) || kind_of(row, params.vocab) != DrawKind::kBest) value = 0x7f800000u;
   st_global_v2(params.out + number, {value, nobody ? 0 : drawn.id});
 }
 

@@ -3,11 +3,6 @@
 //     logits[row, id] = epilogue((sum over k of rows[indices[row], k]·weights[id, k]) · weight_scales[id])
 #include "matmul/matmul.cuh"
 
-namespace matmul {
-using E4m3Bf16 = W8A16<ptx::Bf16, E4m3>;
-using E4m3F16 = W8A16<ptx::F16, E4m3>;
-}  // namespace matmul
-
 MATMUL_KERNEL(fp8_matmul_bf16_64x8, E4m3Bf16, 64, 8, 2)
 MATMUL_KERNEL(fp8_matmul_bf16_64x16, E4m3Bf16, 64, 16, 2)
 MATMUL_KERNEL(fp8_matmul_bf16_64x32, E4m3Bf16, 64, 32, 2)

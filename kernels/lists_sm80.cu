@@ -84,17 +84,6 @@ DEVICE Row look_at(const PartialParts &p, uint32_t row, Best &best) {
   return all;
 }
 
-// The row's logsumexp; NaN where it has no candidate.
-DEVICE double logsumexp_of(const Row &all, const Best &best) {
-  return best.count ? logsumexp(all.sum, mov_f32_b32(ld_shared_v2(best.at(0)).x)) : constant(kNan64);
-}
-
-// Rounding may leave `lse` just below the largest logit: the logprob is at most 0.
-DEVICE float logprob(float logit, double lse) {
-  const double difference = subtract(cvt_f64_f32(logit), lse);
-  return cvt_rn_f32_f64(difference < 0 ? difference : 0);
-}
-
 }  // namespace
 
 // Status and logsumexp. A block has a row.
@@ -116,11 +105,7 @@ STEP_KERNEL(finish_lists_logprobs, FinishLogprobsParams, 256, 4) {
   Best best(0, 1);
   const Row all = look_at(from, row, best);
   if (threadIdx.x >= 32) return;
-  uint8_t status = status_of(all.status, best.count == 0);
-  if (params.drawn) {
-    const uint8_t known = ld_global_u8(params.row_status + row);
-    status = known == kGood ? status : known;
-  }
+  const uint8_t status = status_of_drawn(params, row, status_of(all.status, best.count == 0));
   const bool good = status == kGood;
   const double lse = good ? logsumexp_of(all, best) : constant(kNan64);
 #pragma unroll 1

@@ -104,11 +104,6 @@ DEVICE void store_best(const Best &best, bool good, uint32_t n, int64_t *ids, fl
   }
 }
 
-// The row's logsumexp; NaN where it has no candidate.
-DEVICE double logsumexp_of(const Row &all, const Best &best) {
-  return best.count ? logsumexp(all.sum, mov_f32_b32(ld_shared_v2(best.at(0)).x)) : constant(kNan64);
-}
-
 }  // namespace
 
 STEP_KERNEL(finish_best, FinishParams, 256, 4) {
@@ -133,18 +128,10 @@ STEP_KERNEL(finish_logprobs, FinishLogprobsParams, 256, 4) {
   Best best(0, from.k);
   const Row all = join(from, row, best);
   if (threadIdx.x >= 32) return;
-  uint8_t status = status_of(all.status, best.count == 0);
-  if (params.drawn) {
-    const uint8_t known = ld_global_u8(params.row_status + row);
-    status = known == kGood ? status : known;
-  }
+  const uint8_t status = status_of_drawn(params, row, status_of(all.status, best.count == 0));
   const bool good = status == kGood;
   const double lse = logsumexp_of(all, best);
-  // Rounding may leave `lse` just below the largest logit: the logprob is at most 0.
-  const auto logprob = [lse](float logit) {
-    const double difference = subtract(cvt_f64_f32(logit), lse);
-    return cvt_rn_f32_f64(difference < 0 ? difference : 0);
-  };
+  const auto logprob = [lse](float logit) { return answers::logprob(logit, lse); };
   const uint64_t first = uint64_t(row) * n;
   store_best(best, good, n, params.top_ids + first, params.top_logprobs + first, logprob);
 #pragma unroll 1
@@ -199,7 +186,7 @@ DEVICE void copy_any(uint8_t *to, const uint8_t *from, uint32_t bytes) {
 
 }  // namespace
 
-// A block has a part of a row, of the ids of one shard or of several; the first has the row's status, too.
+// A block has part of a row's ids, from one shard or several; the row's first block also writes the status.
 STEP_KERNEL(finish_logits, FinishLogitsParams, 256, 4) {
   const uint32_t parts = (params.vocab + params.part_ids - 1) / params.part_ids, of_row = parts ? parts : 1;
   const uint32_t row = blockIdx.x / of_row, part = blockIdx.x % of_row;
@@ -220,7 +207,7 @@ STEP_KERNEL(finish_logits, FinishLogitsParams, 256, 4) {
     words |= ld_global_u32(message_row(params, i, ids, row) +
                            message_row_bytes(params, ids.end - ids.first) - 4);
   }
-  // A bit that is for what kernels themselves find is nothing that a message can say.
+  // kDamaged is for kernels; a message cannot set it.
   words = redux_or_b32(words) & ~kDamaged;
   if (lane_id() == 0)
     st_global_u8(params.row_status + row, status_of(words, !(words & LMHEAD_STATUS_ALLOWED)));

@@ -3,11 +3,6 @@
 //     logits[row, id] = epilogue((sum over k of rows[row, k]·weights[id, k]) · weight_scales[id])
 #include "hopper/matmul.cuh"
 
-namespace matmul {
-using E4m3Bf16 = W8A16<ptx::Bf16, E4m3>;
-using E4m3F16 = W8A16<ptx::F16, E4m3>;
-}  // namespace matmul
-
 WGMMA_MATMUL_KERNEL(wgmma_matmul_fp8_bf16_64x32, E4m3Bf16, 64, 32, 2)
 WGMMA_MATMUL_KERNEL(wgmma_matmul_fp8_bf16_64x64, E4m3Bf16, 64, 64, 2)
 WGMMA_MATMUL_KERNEL(wgmma_matmul_fp8_bf16_128x8, E4m3Bf16, 128, 8, 2)

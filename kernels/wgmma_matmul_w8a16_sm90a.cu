@@ -3,11 +3,6 @@
 //     logits[row, id] = epilogue((sum over k of rows[row, k]·weights[id, k]) · weight_scales[id])
 #include "hopper/matmul.cuh"
 
-namespace matmul {
-using W8A16Bf16 = W8A16<ptx::Bf16>;
-using W8A16F16 = W8A16<ptx::F16>;
-}  // namespace matmul
-
 WGMMA_MATMUL_KERNEL(wgmma_matmul_w8a16_bf16_64x32, W8A16Bf16, 64, 32, 2)
 WGMMA_MATMUL_KERNEL(wgmma_matmul_w8a16_bf16_64x64, W8A16Bf16, 64, 64, 2)
 WGMMA_MATMUL_KERNEL(wgmma_matmul_w8a16_bf16_128x8, W8A16Bf16, 128, 8, 2)

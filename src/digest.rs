@@ -1,5 +1,5 @@
-//! Two hashes, for finding names, settings and data that should be equal and are not. Neither is
-//! cryptographic.
+//! Hashes, for finding names, settings and data that should be equal and are not, and for seeded numbers.
+//! None is cryptographic.
 
 /// FNV-1a, 64 bits, for short texts. It must never change: ids of heads are made with it.
 pub(crate) fn fnv(bytes: &[u8]) -> u64 {
@@ -7,8 +7,17 @@ pub(crate) fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
+/// SplitMix64: the number that follows the state `z`; the next state is `z + MULTIPLIER`. It must never
+/// change: synthetic weights are made with it.
+pub(crate) fn mix64(z: u64) -> u64 {
+    let z = z.wrapping_add(MULTIPLIER);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 /// An odd number without a pattern (2^64 divided by the golden ratio).
-const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Lanes that are mixed side by side, so that multiplications overlap.
 const LANES: usize = 8;

@@ -163,7 +163,7 @@ impl Error {
     }
 
     /// Global ranks that the error names, ascending: those that did not come, are gone, gave up or refused.
-    /// Of a disagreement: the ranks outside its largest group, or all ranks where no group is the largest.
+    /// For a disagreement: the ranks outside its largest group, or all ranks if no group is the largest.
     pub fn ranks(&self) -> Vec<usize> {
         let mut ranks = match self {
             Error::Timeout { missing: ranks, .. } | Error::RankLost { ranks, .. } => ranks.clone(),

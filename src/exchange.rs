@@ -8,6 +8,7 @@
 //! * [`DeviceExchange`]: the same on device memory, on a stream; [`WithDevice`] joins it with a host
 //!   transport.
 //! * `nccl`: device memory between GPUs (feature `nccl`).
+//! * [`peers`]: the same by kernels that store into each other's memory, where a transport finds it.
 //! * [`Call`], [`Place`] and [`Fault`]: which collective it is, where a member is, and how a collective ends
 //!   badly.
 
@@ -25,6 +26,8 @@ pub mod mpi;
 #[cfg(feature = "nccl")]
 #[allow(unsafe_code, reason = "NCCL's interface")]
 pub mod nccl;
+#[allow(unsafe_code, reason = "an interface for device addresses")]
+pub mod peers;
 mod with_device;
 
 pub use crate::call::{Call, Operation, Place};

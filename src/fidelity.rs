@@ -22,14 +22,14 @@ const SLICE_BYTES: usize = 32 << 20;
 pub struct Fidelity {
     /// Mean over the rows of `KL(softmax(original) ‖ softmax(other))`, nats; NaN where a logit is not finite.
     pub kl_mean: f64,
-    /// Largest of them.
+    /// Largest divergence of a row.
     pub kl_largest: f64,
     /// Rows for which both answer the same id.
     pub same_argmax: usize,
 }
 
 impl Fidelity {
-    /// Of some rows, of each of which all logits were compared.
+    /// Summarises fully compared rows.
     pub fn of(rows: &[Divergence]) -> Self {
         let kls = || rows.iter().map(Divergence::kl);
         Fidelity {
@@ -43,8 +43,8 @@ impl Fidelity {
 
 /// Compares `quantized`, an int8 file, with the float head `original` that it was made of, on `rows` in host
 /// memory: once for each of the `ways` in which its weights may be multiplied. `config` is the original's.
-/// `progress` is told the bytes of the original that have been compared, and their number. In memory are
-/// slices of the heads and their logits, each of 32 MiB or, if that is more, of 64 ids.
+/// `progress(done, total)` gets bytes of the original. In memory are slices of the heads and their logits,
+/// each of 32 MiB or, if that is more, of 64 ids.
 ///
 /// # Errors
 /// As [`Checkpoint::shard`], and as the products of rows of this type; `Config` as

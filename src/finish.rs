@@ -15,7 +15,7 @@ use crate::merge::{Merge, NO_TARGET, PartialSpec};
 use crate::params::{LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE};
 use crate::result::RowStatus;
 use crate::sampling::score::Drawn;
-use crate::sampling::{Kind, SamplingParams};
+use crate::sampling::{DrawKind, SamplingParams};
 use std::ops::Range;
 
 /// The messages of all shards. Each has `rows` rows, one after the other.
@@ -110,7 +110,7 @@ pub enum Places {
 
 impl Places {
     /// Places of a row of this kind in the message of a shard of `ids` ids.
-    pub(crate) fn of(self, kind: Kind, ids: usize) -> usize {
+    pub(crate) fn of(self, kind: DrawKind, ids: usize) -> usize {
         match self {
             Places::ByKind => places(kind, ids),
             Places::Each(n) => n,
@@ -120,13 +120,13 @@ impl Places {
 
 /// Memory that is reused from one `Finish` to the next, so that a step allocates nothing.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub struct FinishScratch {
     merge: Merge,
     candidates: Vec<Candidate>,
     starts: Vec<usize>,
 }
 
-impl Scratch {
+impl FinishScratch {
     /// Makes room for partials of `spec`, and for rows with up to `candidates` candidates from `shards`
     /// shards.
     pub fn prepare(&mut self, spec: PartialSpec, candidates: usize, shards: usize) {
@@ -139,9 +139,9 @@ impl Scratch {
 }
 
 /// Candidates that a shard of `ids` ids sends for a row of this kind.
-pub(crate) fn places(kind: Kind, ids: usize) -> usize {
+pub(crate) fn places(kind: DrawKind, ids: usize) -> usize {
     match kind {
-        Kind::Listed { k } => k.min(ids),
+        DrawKind::Listed { k } => k.min(ids),
         _ => 1,
     }
 }
@@ -181,7 +181,7 @@ impl<'a> Messages<'a> {
 /// # Errors
 /// `Shape` where a span is not in host memory, not aligned or not as long as it must be; `Exchange` where a
 /// message is not one that this version sends.
-pub fn on_host(what: Finish<'_>, scratch: &mut Scratch) -> Result<()> {
+pub fn on_host(what: Finish<'_>, scratch: &mut FinishScratch) -> Result<()> {
     match what {
         Finish::Status { words, row_status } => {
             let words: &[u32] = words.host_elements("status words")?;
@@ -346,7 +346,7 @@ fn fill_best(
 fn merge_rows(
     from: Messages<'_>,
     spec: PartialSpec,
-    scratch: &mut Scratch,
+    scratch: &mut FinishScratch,
     mut row: impl FnMut(usize, &mut Merge),
 ) -> Result<()> {
     let bytes = from.host()?;
@@ -369,11 +369,11 @@ fn draw(
     params: &[SamplingParams],
     places: Places,
     vocab_size: usize,
-    scratch: &mut Scratch,
+    scratch: &mut FinishScratch,
     mut row: impl FnMut(usize, bool, bool, Option<u32>),
 ) -> Result<()> {
     let bytes = from.host()?;
-    let Scratch { candidates: all, starts, .. } = scratch;
+    let FinishScratch { candidates: all, starts, .. } = scratch;
     starts.clear();
     starts.extend_from_slice(from.starts);
     for (i, params) in params.iter().enumerate() {
@@ -402,7 +402,7 @@ fn draw(
         all.retain(|c| c.value > f32::NEG_INFINITY);
         let id = match kind {
             _ if nonfinite => None,
-            Kind::Listed { .. } => {
+            DrawKind::Listed { .. } => {
                 let value = |a: &Candidate, b: &Candidate| b.value.partial_cmp(&a.value).expect("no NaN");
                 all.sort_unstable_by(|a, b| value(a, b).then(a.id.cmp(&b.id)));
                 params.choose(all, vocab_size)
@@ -426,7 +426,7 @@ pub(crate) fn unfiltered<'a>(
     vocab_size: usize,
 ) -> Result<&'a [SamplingParams]> {
     let params = host_sampling(sampling, rows)?;
-    match params.iter().enumerate().find(|(_, params)| params.kind(vocab_size) != Kind::Best) {
+    match params.iter().enumerate().find(|(_, params)| params.kind(vocab_size) != DrawKind::Best) {
         None => Ok(params),
         Some((row, params)) => {
             let wanted = "temperature 0, or no top_k, top_p and min_p";

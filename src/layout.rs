@@ -218,7 +218,7 @@ impl HeadGroup {
         let Some(me) = ranks.iter().position(|&r| r == rank) else {
             return Err(Error::config(
                 key,
-                format!("a list with the own rank {rank}"),
+                format!("a list with this rank, {rank}"),
                 format!("{ranks:?}"),
                 "pass each rank the list of its own group",
             ));
@@ -487,7 +487,7 @@ mod tests {
             (vec![1, 2, 3], 1, 2, "whole number of replicas"),
             (vec![1, 2], 1, 0, "whole number of replicas"),
             (vec![4, 5, 4], 4, 1, "rank 4 twice"),
-            (vec![4, 5], 6, 1, "the own rank 6"),
+            (vec![4, 5], 6, 1, "a list with this rank, 6"),
         ] {
             let text = HeadGroup::from_ranks(ranks, rank, tp).unwrap_err().to_string();
             assert!(text.contains(want), "{text}");

@@ -14,7 +14,7 @@ pub const LMHEAD_EXP_LIMIT: u32 = 1241513984;
 pub const LMHEAD_LN2_HI64: u64 = 4604418534311723008;
 pub const LMHEAD_LN2_LO64: u64 = 4461442080421002358;
 pub const LMHEAD_LSE_LIMIT: u32 = 1233125376;
-#[doc = " How TMA reads or writes a matrix; opaque. The driver encodes it (a CUtensorMap), the emulated device has\n its own."]
+#[doc = " How TMA reads or writes a matrix; opaque. The driver encodes it (a CUtensorMap); the emulated device has\n an encoding of its own."]
 #[repr(C)]
 #[repr(align(64))]
 #[derive(Debug, Copy, Clone, PartialEq)]
@@ -99,7 +99,7 @@ pub struct GatherMicrokernelParams {
     pub weights: TensorMap,
     #[doc = " [source_rows, hidden] bf16"]
     pub rows: *const u16,
-    #[doc = " [row_count] into rows; one out of range is a row of zeros"]
+    #[doc = " [row_count] row numbers; out of range: a row of zeros"]
     pub indices: *const i32,
     #[doc = " [row_count, vocab]"]
     pub out: *mut f32,
@@ -133,30 +133,30 @@ const _: () = {
 pub const LMHEAD_STATUS_NONFINITE: LmheadStatus = 1;
 #[doc = " a logit is above minus infinity"]
 pub const LMHEAD_STATUS_ALLOWED: LmheadStatus = 2;
-#[doc = " the row's index is not a row: it was taken for a row of zeros"]
+#[doc = " the row's index is out of range: the row was computed as zeros"]
 pub const LMHEAD_STATUS_BAD_INDEX: LmheadStatus = 4;
-#[doc = " a logit is NaN or infinite by adjustments alone, where both are kept"]
+#[doc = " where raw and adjusted logits are both stored: only adjustments made a logit NaN or infinite"]
 pub const LMHEAD_STATUS_ADJUSTED: LmheadStatus = 8;
-#[doc = " What a kernel says of a row, or'ed into its status word."]
+#[doc = " What kernels find out about a row: flags that they or into its status word."]
 pub type LmheadStatus = ::core::ffi::c_uint;
 pub const LMHEAD_DTYPE_F32: LmheadDtype = 0;
 pub const LMHEAD_DTYPE_F16: LmheadDtype = 1;
 pub const LMHEAD_DTYPE_BF16: LmheadDtype = 2;
-#[doc = " Types of logits, and of the rows that are quantised."]
+#[doc = " Types of logits, and of rows before they are quantised."]
 pub type LmheadDtype = ::core::ffi::c_uint;
-#[doc = " Row behind row; or packed, for wgmma_matmul: [blocks of 64 ids][pitch / 128 columns of 128 bytes of k][64\n ids][128 bytes], each 64 x 128 bytes swizzled as in shared memory (kernels/swizzle.cuh). There is an even\n number of blocks; ids behind the last are copies of it, and bytes behind the end of k are zeros."]
+#[doc = " Row-major; or packed, for wgmma_matmul: [blocks of 64 ids][pitch / 128 columns of 128 bytes of k][64\n ids][128 bytes], each 64 x 128 bytes swizzled as in shared memory (kernels/swizzle.cuh). The number of\n blocks is even. Ids after the last one repeat it, and bytes after the end of k are zeros."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct WeightMatrix {
     #[doc = " [vocab, hidden], 16-byte aligned"]
     pub data: *const ::core::ffi::c_void,
-    #[doc = " bytes from row to row, a multiple of 16; packed: of a row's columns, a multiple of 128"]
+    #[doc = " row-major: bytes from row to row, a multiple of 16; packed: bytes of all columns of a row, a multiple of\n 128"]
     pub pitch: u64,
-    #[doc = " [vocab]; of int8 weights"]
+    #[doc = " [vocab], for int8 weights"]
     pub scales: *const f32,
     #[doc = " [vocab], may be null"]
     pub bias: *const f32,
-    #[doc = " 1: packed; 0: row behind row"]
+    #[doc = " 1: packed; 0: row-major"]
     pub packed: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -172,11 +172,11 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct RowMatrix {
-    #[doc = " [source_rows, hidden], aligned to its elements; to 16 bytes it is read faster"]
+    #[doc = " [source_rows, hidden], aligned to its elements; read faster if aligned to 16"]
     pub data: *const ::core::ffi::c_void,
-    #[doc = " bytes from row to row, a multiple of an element"]
+    #[doc = " bytes from row to row, a multiple of the element size"]
     pub pitch: u64,
-    #[doc = " [row_count] numbers of rows, int32 or int64; may be null: row i is row i"]
+    #[doc = " [row_count] row numbers, int32 or int64; may be null: row i is row i of data"]
     pub indices: *const ::core::ffi::c_void,
     #[doc = " 4 or 8"]
     pub index_bytes: u32,
@@ -195,11 +195,11 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct LogitMatrix {
-    #[doc = " [row_count, vocab], aligned to its elements; to 16 bytes it is written faster"]
+    #[doc = " [row_count, vocab], aligned to its elements; written faster if aligned to 16"]
     pub data: *mut ::core::ffi::c_void,
-    #[doc = " bytes from row to row, a multiple of an element: a shard writes its columns of a wider row"]
+    #[doc = " bytes from row to row, a multiple of the element size. A shard may write its columns of a wider matrix"]
     pub pitch: u64,
-    #[doc = " [row_count] LMHEAD_STATUS_*, or'ed: before, LMHEAD_STATUS_ALLOWED without adjustments, else 0"]
+    #[doc = " [row_count]; flags LMHEAD_STATUS_* are or'ed into it. The caller sets it before: to 0 if there are\n adjustments, else to LMHEAD_STATUS_ALLOWED"]
     pub status: *mut u32,
     #[doc = " LMHEAD_DTYPE_*"]
     pub dtype: u32,
@@ -213,13 +213,13 @@ const _: () = {
     ["Offset of field: LogitMatrix::status"][::core::mem::offset_of!(LogitMatrix, status) - 16usize];
     ["Offset of field: LogitMatrix::dtype"][::core::mem::offset_of!(LogitMatrix, dtype) - 24usize];
 };
-#[doc = " What is done to the logits after bias, softcap and scale, in this order. Ids are the shard's own, from\n 0."]
+#[doc = " Changes to the logits after bias, softcap and scale, in this order. Ids are counted from the shard's\n first."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct LogitAdjustments {
-    #[doc = " [row_count + 1], may be null: row i has entries offsets[i]..offsets[i + 1]"]
+    #[doc = " [row_count + 1], may be null; row i has the entries offsets[i]..offsets[i + 1]"]
     pub logit_bias_offsets: *const u32,
-    #[doc = " [entries], ascending within a row; equal ones are added in order"]
+    #[doc = " [entries], ascending within a row; values of equal ids are added in\norder"]
     pub logit_bias_ids: *const u32,
     #[doc = " [entries]"]
     pub logit_bias_values: *const f32,
@@ -235,11 +235,11 @@ pub struct LogitAdjustments {
     pub frequency: *const f32,
     #[doc = " [row_count]"]
     pub presence: *const f32,
-    #[doc = " [row_count, allowed_pitch] words, may be null: bit id % 32 of word id / 32"]
+    #[doc = " [row_count, allowed_pitch] words, may be null; an id is allowed if bit id % 32 of word id / 32 is 1"]
     pub allowed: *const u32,
     #[doc = " words from row to row"]
     pub allowed_pitch: u64,
-    #[doc = " [row_count], may be null: divides the row's logits, unless it is 0"]
+    #[doc = " [row_count], may be null; divide the rows' logits, unless 0"]
     pub temperatures: *const f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -285,20 +285,20 @@ const _: () = {
     ["Offset of field: Candidate::value"][::core::mem::offset_of!(Candidate, value) - 0usize];
     ["Offset of field: Candidate::id"][::core::mem::offset_of!(Candidate, id) - 4usize];
 };
-#[doc = " What a shard knows of one row, in flat bytes that kernels write, ranks exchange and the host merges. In a\n matrix of them a row is this struct, then `k` places for Candidates, then `targets` counts (uint32_t) of\n ids that beat a target, and zeros up to a multiple of 8 bytes. A part of fewer than k ids has a place for\n each. Candidates of a shard come to kernels with the best first; those of tiles, and those that the host\n merges, in any order."]
+#[doc = " A partial answer: what one part of the vocabulary (a tile or a shard) contributes to one row. Flat bytes:\n kernels write them, ranks exchange them, the host merges them. In a matrix, each row has this struct, then\n `k` places for Candidates, then `targets` counts (uint32_t) of the ids that beat each target, then zeros up\n to a multiple of 8 bytes. A part of fewer than k ids has one place for each id. Kernels that read shards'\n partials expect the best candidate first; the candidates of tiles are in any order, and so may be those\n that the host merges."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PartialRow {
-    #[doc = " sum of exponentials: digits top - 2, top - 1 and top, none carried into the next"]
+    #[doc = " sum of exponentials: digits top - 2, top - 1 and top, without carries"]
     pub digits: [u64; 3usize],
-    #[doc = " the highest digit; INT32_MIN where no logit has a term, or no sum was asked for"]
+    #[doc = " the highest digit's number; INT32_MIN if no logit has a term or no sum is wanted"]
     pub top: i32,
     #[doc = " LMHEAD_STATUS_*"]
     pub status: u32,
-    #[doc = " places that are taken; what is in the others is nobody's"]
+    #[doc = " number of places in use; the contents of the others have no meaning"]
     pub candidates: u32,
     #[doc = " 0"]
-    pub none: u32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -308,24 +308,24 @@ const _: () = {
     ["Offset of field: PartialRow::top"][::core::mem::offset_of!(PartialRow, top) - 24usize];
     ["Offset of field: PartialRow::status"][::core::mem::offset_of!(PartialRow, status) - 28usize];
     ["Offset of field: PartialRow::candidates"][::core::mem::offset_of!(PartialRow, candidates) - 32usize];
-    ["Offset of field: PartialRow::none"][::core::mem::offset_of!(PartialRow, none) - 36usize];
+    ["Offset of field: PartialRow::reserved"][::core::mem::offset_of!(PartialRow, reserved) - 36usize];
 };
 pub const LMHEAD_BEST: LmheadBest = 64;
-#[doc = " The most candidates of a row that kernels find."]
+#[doc = " The most candidates that kernels find in a row."]
 pub type LmheadBest = ::core::ffi::c_uint;
-#[doc = " How one row is sampled. A row with a parameter that may not be is one of bad input."]
+#[doc = " How one row is sampled. A row with an illegal parameter gets the status of bad input."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct SamplingRow {
     pub seed: u64,
     pub position: u64,
-    #[doc = " 0: the largest logit; else finite and above 0"]
+    #[doc = " 0: take the largest logit; else finite and above 0"]
     pub temperature: f32,
-    #[doc = " only the k largest; 0, or the size of the vocabulary and above: all"]
+    #[doc = " keep only the k largest; 0, or at least the vocabulary size: keep all"]
     pub top_k: u32,
-    #[doc = " only the smallest set with this mass, above 0 and at most 1"]
+    #[doc = " keep only the smallest set with this mass; above 0 and at most 1"]
     pub top_p: f32,
-    #[doc = " only ids at least this probable relative to the best, 0 to 1"]
+    #[doc = " keep only ids at least this probable relative to the best; 0 to 1"]
     pub min_p: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -340,25 +340,25 @@ const _: () = {
     ["Offset of field: SamplingRow::top_p"][::core::mem::offset_of!(SamplingRow, top_p) - 24usize];
     ["Offset of field: SamplingRow::min_p"][::core::mem::offset_of!(SamplingRow, min_p) - 28usize];
 };
-#[doc = " What a product leaves of each tile of ids instead of logits: PartialRows without status, [row_count] of\n each tile, tile behind tile. Candidates of a tile that others were seen to beat are left out."]
+#[doc = " What a matmul writes for each tile of ids instead of logits: PartialRows without status, [tiles,\n row_count]. A tile leaves out candidates that it saw beaten by other tiles."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct TilePartials {
     #[doc = " aligned to 8; null: logits are stored"]
     pub data: *mut u8,
-    #[doc = " [row_count] zeros before: a row's k-th best logit is known to be no smaller, in\nthe order of answers::ordered; or the score of the id that is drawn"]
+    #[doc = " [row_count], zeros before the launch. Each is a bound in the order of answers::ordered: the row's k-th\n best logit is at least this; with draws: the score of the drawn id is at least this"]
     pub bars: *mut u32,
-    #[doc = " [row_count], may be null: of each row and tile there is one Candidate instead,\n[row_count, tiles], the id of the vocabulary that is drawn of the tile's without\nany filter; minus infinity where another tile's was seen to win"]
+    #[doc = " [row_count], may be null. If given, `data` has one Candidate for each row and tile instead, [row_count,\n tiles]: the id that is drawn among the tile's without filters, in the whole vocabulary's numbers; minus\n infinity if the tile saw that another one wins"]
     pub draws: *const SamplingRow,
-    #[doc = " [row_count, target_count], ids of the vocabulary: each tile counts its ids that\nbeat it; of id UINT32_MAX none"]
+    #[doc = " [row_count, target_count], in the whole vocabulary's numbers. Each tile counts how many of its ids beat\n the target; for the id UINT32_MAX it counts none"]
     pub targets: *const Candidate,
     #[doc = " 1 to LMHEAD_BEST"]
     pub k: u32,
     #[doc = " 0: no sums"]
     pub sum: u32,
-    #[doc = " of the shard, of draws and targets"]
+    #[doc = " first vocabulary id of the shard; added to the ids of draws and targets"]
     pub first_id: u32,
-    #[doc = " of a row; 0: none"]
+    #[doc = " targets of each row; 0: no targets"]
     pub target_count: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -379,7 +379,7 @@ pub const LMHEAD_MIN_STAGES: LmheadStages = 3;
 pub const LMHEAD_MAX_STAGES: LmheadStages = 16;
 pub const LMHEAD_WGMMA_MIN_STAGES: LmheadStages = 2;
 pub const LMHEAD_WGMMA_MAX_STAGES: LmheadStages = 16;
-#[doc = " Fewest and most stages of k in shared memory: of a ring that cp.async fills, and of wgmma_matmul's, which\n no device has room for more of."]
+#[doc = " Fewest and most stages of k in shared memory, first for rings that cp.async fills, then for wgmma_matmul.\n No device has room for more."]
 pub type LmheadStages = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
@@ -387,26 +387,26 @@ pub struct MatmulParams {
     pub weights: WeightMatrix,
     #[doc = " address and pitch are multiples of 16"]
     pub rows: RowMatrix,
-    #[doc = " [row_count]; of quantised rows"]
+    #[doc = " [row_count], for quantised rows"]
     pub row_scales: *const f32,
-    #[doc = " of partials the status alone"]
+    #[doc = " where partials are asked for, only `status` is used"]
     pub logits: LogitMatrix,
     pub adjustments: LogitAdjustments,
-    #[doc = " [row_count, vocab] at logits.pitch: f32 logits without adjustments, besides;\nmay be null"]
+    #[doc = " [row_count, vocab] at logits.pitch, may be null: also store the f32 logits\nwithout adjustments here"]
     pub raw: *mut f32,
     pub partials: TilePartials,
-    #[doc = " final_logit_softcapping; 0 is none"]
+    #[doc = " final_logit_softcapping; 0: no softcap"]
     pub softcap: f32,
     #[doc = " multiplies the logit after the softcap"]
     pub scale: f32,
     pub vocab: u32,
     pub row_count: u32,
     pub hidden: u32,
-    #[doc = " within LmheadStages; the launch has room for them"]
+    #[doc = " within LmheadStages; the launch has shared memory for them"]
     pub stages: u32,
-    #[doc = " of wgmma_matmul, if tail_ids is not 0: so many tiles have all of their ids, and\nthose behind them tail_ids. All rows are then in one tile"]
+    #[doc = " wgmma_matmul, if tail_ids > 0: tiles before this number have block_n ids, later ones tail_ids (the last\n may have fewer). One tile then holds all rows"]
     pub whole_tiles: u32,
-    #[doc = " a multiple of 8, fewer than a tile has"]
+    #[doc = " a multiple of 8, below block_n; 0: all tiles have block_n ids"]
     pub tail_ids: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -432,19 +432,19 @@ const _: () = {
         [::core::mem::offset_of!(MatmulParams, whole_tiles) - 288usize];
     ["Offset of field: MatmulParams::tail_ids"][::core::mem::offset_of!(MatmulParams, tail_ids) - 292usize];
 };
-#[doc = " kernels/target_logits_sm80.cu: the logits of single ids of each row, with the product's bits, and before\n it: what its tiles compare their own with."]
+#[doc = " kernels/target_logits_sm80.cu: the logits of a few ids of each row, with the same bits as the matmul's. It\n runs before the matmul, whose tiles compare their own logits with these."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct TargetLogitsParams {
-    #[doc = " of it neither logits, raw nor partials are used; stages are LMHEAD_TARGET_STAGES"]
+    #[doc = " the matmul; its logits, raw and partials are ignored, and its stages are\nLMHEAD_TARGET_STAGES"]
     pub product: MatmulParams,
-    #[doc = " [row_count, per_row] ids of the vocabulary"]
+    #[doc = " [row_count, per_row] vocabulary ids"]
     pub targets: *const u32,
-    #[doc = " [row_count, per_row]; NaN where the id is not the shard's"]
+    #[doc = " [row_count, per_row]; NaN for an id of another shard"]
     pub out: *mut f32,
     #[doc = " at least 1"]
     pub per_row: u32,
-    #[doc = " of the shard"]
+    #[doc = " first vocabulary id of the shard"]
     pub first_id: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -464,20 +464,20 @@ const _: () = {
 pub const LMHEAD_TARGET_ROWS: LmheadTargetTile = 8;
 pub const LMHEAD_TARGETS: LmheadTargetTile = 8;
 pub const LMHEAD_TARGET_STAGES: LmheadTargetTile = 4;
-#[doc = " A block's rows, targets of each of them, and stages of k."]
+#[doc = " Rows of a block, targets of each row that it takes at once, and stages of k."]
 pub type LmheadTargetTile = ::core::ffi::c_uint;
-#[doc = " kernels/stage_rows_sm90a.cu: rows picked by index, as wgmma_matmul copies them to shared memory. A block a\n row, those that fill the last tile included."]
+#[doc = " kernels/stage_rows_sm90a.cu: picks rows by index and lays them out as wgmma_matmul copies them to shared\n memory. One block for each row, also for those that pad the last tile."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct StageRowsParams {
     pub rows: RowMatrix,
-    #[doc = " [tiles of block_m rows][columns of 128 bytes of k][block_m][128 bytes],\naligned to 16, each block_m x 128 bytes swizzled; zeros behind the last row\nand the end of k. For 8-bit weights and 16-bit rows an even number of columns,\nand of each 16 elements first 0, 1, 4, 5, 8, 9, 12, 13, then the others"]
+    #[doc = " [tiles of block_m rows][columns of 128 bytes of k][block_m][128 bytes], aligned to 16, each block_m x\n 128 bytes swizzled; zeros after the last row and after the end of k. For 8-bit weights and 16-bit rows\n the number of columns is even, and each 16 elements are in the order 0, 1, 4, 5, 8, 9, 12, 13, then the\n other eight"]
     pub out: *mut u8,
-    #[doc = " [row_count]; of rows that are quantised"]
+    #[doc = " [row_count], written for quantised rows"]
     pub scales: *mut f32,
-    #[doc = " [row_count] is stored: status_before and what is found"]
+    #[doc = " [row_count], overwritten: status_before and the flags that are found"]
     pub status: *mut u32,
-    #[doc = " [row_count] zeros are stored; may be null"]
+    #[doc = " [row_count], set to 0; may be null"]
     pub bars: *mut u32,
     pub row_count: u32,
     pub hidden: u32,
@@ -503,31 +503,34 @@ const _: () = {
     ["Offset of field: StageRowsParams::status_before"]
         [::core::mem::offset_of!(StageRowsParams, status_before) - 76usize];
 };
-#[doc = " PartialRows of all parts: `gap` bytes and [rows] of each part, part behind part, as long as parts have\n ids; but each part begins as if all before it had k places."]
+#[doc = " Partials of all parts that have ids, one part after another: `gap` bytes, then [rows] PartialRows. Part i\n begins where it would if every part before it had k places. A part is a tile (part_ids > 0) or a shard."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PartialParts {
     #[doc = " aligned to 8"]
     pub data: *const u8,
-    #[doc = " [rows] LMHEAD_STATUS_* that are known besides, may be null"]
+    #[doc = " [rows] further LMHEAD_STATUS_*, or'ed to those of the parts; may be null"]
     pub status: *const u32,
     #[doc = " a multiple of 8"]
     pub gap: u64,
     #[doc = " LMHEAD_STATUS_* that leave a row without an answer"]
     pub nonfinite: u32,
     pub rows: u32,
-    #[doc = " 1 to LMHEAD_BEST; of kernels/lists_sm80.cu any"]
+    #[doc = " 1 to LMHEAD_BEST; any in kernels/lists_sm80.cu"]
     pub k: u32,
+    #[doc = " targets of each row"]
     pub targets: u32,
+    #[doc = " ids of all parts"]
     pub vocab: u32,
-    #[doc = " with ids"]
+    #[doc = " parts that have ids"]
     pub parts: u32,
-    #[doc = " of each part but the last; 0: whole blocks of 64, spread over shards evenly"]
+    #[doc = " ids of a part (the last may have fewer). 0: parts are shards, of whole blocks of\n64 ids that are spread evenly"]
     pub part_ids: u32,
-    #[doc = " where part_ids is not 0: parts behind so many have tail_ids instead"]
+    #[doc = " if part_ids and tail_ids are not 0: parts from this number on have tail_ids"]
     pub whole_parts: u32,
+    #[doc = " ids of such a part (the last may have fewer)"]
     pub tail_ids: u32,
-    #[doc = " where part_ids is 0: parts, those without ids included"]
+    #[doc = " if part_ids is 0: number of shards, also those without ids"]
     pub shards: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -549,16 +552,16 @@ const _: () = {
     ["Offset of field: PartialParts::tail_ids"][::core::mem::offset_of!(PartialParts, tail_ids) - 56usize];
     ["Offset of field: PartialParts::shards"][::core::mem::offset_of!(PartialParts, shards) - 60usize];
 };
-#[doc = " All parts become one."]
+#[doc = " Joins all parts into one."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct MergePartialsParams {
     pub from: PartialParts,
     #[doc = " [rows] PartialRows of all ids, aligned to 8"]
     pub out: *mut u8,
-    #[doc = " added to ids"]
+    #[doc = " added to each id"]
     pub first_id: u32,
-    #[doc = " of a row of `out`; those from from.k on are left as they are"]
+    #[doc = " candidate places of a row of `out`; those after from.k are not written"]
     pub places: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -574,16 +577,16 @@ const _: () = {
     ["Offset of field: MergePartialsParams::places"]
         [::core::mem::offset_of!(MergePartialsParams, places) - 76usize];
 };
-#[doc = " Answers. A message that no shard can have sent makes status 3."]
+#[doc = " Makes answers from partials. A message that no shard can have sent gives its row status 3."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FinishParams {
     pub from: PartialParts,
-    #[doc = " [rows, k]; -1 where there is none"]
+    #[doc = " [rows, k], best first; -1 in places without an id"]
     pub ids: *mut i64,
-    #[doc = " [rows, k], best first, minus infinity where there is none; null: not wanted"]
+    #[doc = " [rows, k], minus infinity in places without an id; null: not wanted"]
     pub values: *mut f32,
-    #[doc = " [rows], beside values"]
+    #[doc = " [rows], written if values are wanted"]
     pub logsumexp: *mut f32,
     #[doc = " [rows] 0 good, 1 not finite, 2 nothing allowed, 3 bad input"]
     pub row_status: *mut u8,
@@ -599,16 +602,16 @@ const _: () = {
     ["Offset of field: FinishParams::row_status"]
         [::core::mem::offset_of!(FinishParams, row_status) - 88usize];
 };
-#[doc = " Logprobs."]
+#[doc = " Makes the answers of logprobs from partials."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FinishLogprobsParams {
     pub from: PartialParts,
-    #[doc = " [rows, from.targets]; of id UINT32_MAX is none"]
+    #[doc = " [rows, from.targets]; id UINT32_MAX: no target"]
     pub targets: *const Candidate,
-    #[doc = " [rows, from.targets] of the targets; NaN where there is none"]
+    #[doc = " [rows, from.targets] of the targets; NaN without a target"]
     pub logprobs: *mut f32,
-    #[doc = " beside them, from 1; -1 where there is none"]
+    #[doc = " [rows, from.targets] of the targets, from 1; -1 without a target"]
     pub ranks: *mut i64,
     #[doc = " [rows, top_n] as FinishParams.ids"]
     pub top_ids: *mut i64,
@@ -618,7 +621,7 @@ pub struct FinishLogprobsParams {
     pub row_status: *mut u8,
     #[doc = " 0 to from.k"]
     pub top_n: u32,
-    #[doc = " 1: rows whose status is not 0 already stay so"]
+    #[doc = " 1: a row whose row_status is not 0 before the launch keeps it"]
     pub drawn: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -644,20 +647,21 @@ const _: () = {
     ["Offset of field: FinishLogprobsParams::drawn"]
         [::core::mem::offset_of!(FinishLogprobsParams, drawn) - 116usize];
 };
-#[doc = " kernels/lists_sm80.cu: the same answers from sorted lists of any length, the best first, that shards sent.\n What FinishParams and FinishLogprobsParams say comes first, but for the best; then these are put in their\n places, by several blocks a row."]
+#[doc = " kernels/lists_sm80.cu: the same answers from lists of any length that shards sent, sorted with the best\n first. One kernel takes FinishParams or FinishLogprobsParams and writes everything but the best ids. Then\n this one puts the best ids in their places, with several blocks for each row."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PlaceListsParams {
     pub from: PartialParts,
     #[doc = " [rows]"]
     pub row_status: *const u8,
-    #[doc = " [rows, n] as FinishParams"]
+    #[doc = " [rows, n] as FinishParams.ids"]
     pub ids: *mut i64,
     #[doc = " [rows, n]: logits, or logprobs"]
     pub values: *mut f32,
     pub n: u32,
-    #[doc = " of a row: a multiple of from.parts"]
+    #[doc = " blocks of a row, a multiple of from.parts"]
     pub blocks: u32,
+    #[doc = " 1: values are logprobs; 0: logits"]
     pub logprobs: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -677,9 +681,9 @@ const _: () = {
         [::core::mem::offset_of!(PlaceListsParams, logprobs) - 96usize];
 };
 pub const LMHEAD_LISTED: LmheadListed = 1024;
-#[doc = " Up to this top_k the candidates themselves are exchanged; above it the k-th largest is searched for."]
+#[doc = " Up to this top_k, candidates are exchanged; above it, ranks search for the k-th largest logit."]
 pub type LmheadListed = ::core::ffi::c_uint;
-#[doc = " What a product's tiles have drawn becomes the shard's candidate of each row."]
+#[doc = " Joins what the tiles of a matmul drew into the shard's candidate of each row."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct MergeDrawsParams {
@@ -689,12 +693,12 @@ pub struct MergeDrawsParams {
     pub status: *const u32,
     #[doc = " [rows]"]
     pub sampling: *const SamplingRow,
-    #[doc = " [rows]; minus infinity where nothing is allowed, NaN of a row without an\nanswer, infinity of one whose parameters ask for more than one candidate"]
+    #[doc = " [rows]; the value is minus infinity if nothing is allowed, NaN for a row without an answer, and infinity\n if the row is bad input or its parameters ask for more than one candidate"]
     pub out: *mut Candidate,
     #[doc = " LMHEAD_STATUS_* that leave a row without an answer"]
     pub nonfinite: u32,
     pub tiles: u32,
-    #[doc = " of all shards"]
+    #[doc = " ids of all shards"]
     pub vocab: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -712,27 +716,28 @@ const _: () = {
     ["Offset of field: MergeDrawsParams::tiles"][::core::mem::offset_of!(MergeDrawsParams, tiles) - 36usize];
     ["Offset of field: MergeDrawsParams::vocab"][::core::mem::offset_of!(MergeDrawsParams, vocab) - 40usize];
 };
-#[doc = " Candidates of all shards become one drawn id a row. Of each shard, shard behind shard, and row there are as\n many places as `places` says; 0: as many as the row's parameters ask of so many ids, one or top_k."]
+#[doc = " Draws one id for each row from the candidates of all shards, which lie one shard after another. Each row of\n a shard has `places` candidates. With places = 0 it has as many as its parameters ask for (one, or top_k),\n at most the shard's ids."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FinishDrawParams {
-    #[doc = " of each row and shard in any order; minus infinity where there is none"]
+    #[doc = " in any order within a row and shard; minus infinity in unused places"]
     pub candidates: *const Candidate,
-    #[doc = " places in all: a row that would have some behind them is bad input"]
+    #[doc = " length of `candidates`: a row with places beyond it is bad input"]
     pub count: u64,
-    #[doc = " [rows] LMHEAD_STATUS_* that are known besides, may be null"]
+    #[doc = " [rows] further LMHEAD_STATUS_*, may be null"]
     pub status: *const u32,
     #[doc = " [rows]"]
     pub sampling: *const SamplingRow,
-    #[doc = " [rows]; -1 where there is none"]
+    #[doc = " [rows]; -1 for a row without an answer"]
     pub ids: *mut i64,
-    #[doc = " [rows] the same; UINT32_MAX where there is none; may be null"]
+    #[doc = " [rows] the same ids; UINT32_MAX without an answer; may be null"]
     pub tokens: *mut u32,
     #[doc = " [rows] as FinishParams"]
     pub row_status: *mut u8,
     pub rows: u32,
+    #[doc = " ids of all shards"]
     pub vocab: u32,
-    #[doc = " as PartialParts.part_ids = 0"]
+    #[doc = " shards as PartialParts has them if part_ids is 0"]
     pub shards: u32,
     pub places: u32,
 }
@@ -759,31 +764,32 @@ const _: () = {
     ["Offset of field: FinishDrawParams::places"]
         [::core::mem::offset_of!(FinishDrawParams, places) - 68usize];
 };
-#[doc = " Rows of whole logits, from the shards' messages, and their status. Without shards: the status alone."]
+#[doc = " Makes rows of whole logits, and their status, from the shards' messages. Without shards it writes only the\n status."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FinishLogitsParams {
-    #[doc = " of each shard `gap` bytes, then [rows] of its logits and a status word, in the\nlast 4 of as many bytes as are a multiple of 16"]
+    #[doc = " Messages of the shards. Each: `gap` bytes, then [rows] of the shard's logits and a status word, which is\n the last 4 bytes of the row padded to 16"]
     pub data: *const u8,
-    #[doc = " [answered] LMHEAD_STATUS_* besides, may be null"]
+    #[doc = " [answered] further LMHEAD_STATUS_*, may be null"]
     pub words: *const u32,
     #[doc = " [answered, vocab] at logits_pitch, aligned to an element"]
     pub logits: *mut u8,
-    #[doc = " bytes between rows, whole elements"]
+    #[doc = " bytes from row to row, a multiple of the element size"]
     pub logits_pitch: u64,
     #[doc = " [answered] as FinishParams"]
     pub row_status: *mut u8,
     pub gap: u64,
-    #[doc = " of each message"]
+    #[doc = " rows of each message"]
     pub rows: u32,
-    #[doc = " the first of these; a row has ceil(vocab / part_ids) blocks, at least one"]
+    #[doc = " only the first `answered` rows are written. A row takes max(1, ceil(vocab /\npart_ids)) blocks"]
     pub answered: u32,
+    #[doc = " ids of all shards"]
     pub vocab: u32,
-    #[doc = " as PartialParts.part_ids = 0"]
+    #[doc = " shards as PartialParts has them if part_ids is 0"]
     pub shards: u32,
-    #[doc = " of a logit: 2 or 4"]
+    #[doc = " size of a logit: 2 or 4"]
     pub element_bytes: u32,
-    #[doc = " ids of a block: a multiple of 64"]
+    #[doc = " ids of a block, a multiple of 64"]
     pub part_ids: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -813,20 +819,21 @@ const _: () = {
     ["Offset of field: FinishLogitsParams::part_ids"]
         [::core::mem::offset_of!(FinishLogitsParams, part_ids) - 68usize];
 };
-#[doc = " kernels/pack_rows_sm80.cu: rows picked by index, one behind the other."]
+#[doc = " kernels/pack_rows_sm80.cu: copies rows picked by index into a matrix."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PackRowsParams {
     pub rows: RowMatrix,
-    #[doc = " [row_count, row_bytes] at out_pitch, aligned to 2 bytes; where address and pitch\nare multiples of 16 it is written faster, with zeros up to the next one"]
+    #[doc = " [row_count, row_bytes] at out_pitch, aligned to 2 bytes. If address and pitch are multiples of 16, it is\n written faster, and each row is padded with zeros to a multiple of 16"]
     pub out: *mut u8,
-    #[doc = " bytes between rows: at least row_bytes, a multiple of 2"]
+    #[doc = " bytes from row to row: at least row_bytes, a multiple of 2"]
     pub out_pitch: u64,
-    #[doc = " [row_count] status_before, and LMHEAD_STATUS_BAD_INDEX where the index is none\nand the row is zeros"]
+    #[doc = " [row_count], overwritten: status_before, with LMHEAD_STATUS_BAD_INDEX if the\nindex is out of range; that row is zeros"]
     pub status: *mut u32,
     pub row_count: u32,
     #[doc = " a multiple of 2"]
     pub row_bytes: u32,
+    #[doc = " LMHEAD_STATUS_*"]
     pub status_before: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -846,28 +853,29 @@ const _: () = {
         [::core::mem::offset_of!(PackRowsParams, status_before) - 64usize];
 };
 pub const LMHEAD_HEADER_HALVES: LmheadHeader = 48;
-#[doc = " 4 of them: the step's number"]
+#[doc = " 4 words: the step's number"]
 pub const LMHEAD_HEADER_SEQUENCE: LmheadHeader = 12;
-#[doc = " 4: rows of the replica"]
+#[doc = " 4 words: rows of the replica"]
 pub const LMHEAD_HEADER_ROWS: LmheadHeader = 20;
-#[doc = " 4: the digest of what a replica's ranks share"]
+#[doc = " 4 words: the digest of what a replica's ranks share"]
 pub const LMHEAD_HEADER_INPUTS: LmheadHeader = 36;
-#[doc = " A header (src/step.rs) in 16-bit words, and where it has what is not the same on every rank."]
+#[doc = " A header (src/step.rs) as 16-bit words: their number, and the first word of each field that may differ\n between ranks."]
 pub type LmheadHeader = ::core::ffi::c_uint;
-#[doc = " What a head's device knows of its capacity steps."]
+#[doc = " The state of a head's capacity steps, in device memory."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct CapacityState {
-    #[doc = " steps that have begun"]
+    #[doc = " number of steps that have begun"]
     pub sequence: u64,
-    #[doc = " the first of them whose headers differed, from 1; 0: none"]
+    #[doc = " the first step whose headers differed, counted from 1; 0: none differed"]
     pub mismatched: u64,
-    #[doc = " whose header differed from the own one then, the lowest"]
+    #[doc = " the lowest member whose header differed from this rank's in that step"]
     pub member: u32,
-    #[doc = " own rows of the last step whose index was none"]
+    #[doc = " rows of this rank in the last step whose index was out of range"]
     pub bad_rows: u32,
-    #[doc = " the two headers"]
+    #[doc = " this rank's header in the step that differed"]
     pub own: [u16; 48usize],
+    #[doc = " that member's"]
     pub other: [u16; 48usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -882,16 +890,16 @@ const _: () = {
     ["Offset of field: CapacityState::own"][::core::mem::offset_of!(CapacityState, own) - 24usize];
     ["Offset of field: CapacityState::other"][::core::mem::offset_of!(CapacityState, other) - 120usize];
 };
-#[doc = " Own rows, picked by index, with zeros behind the last; a block has a row."]
+#[doc = " Copies this rank's rows, picked by index, and pads them with rows of zeros. One block for each row."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PackCapacityParams {
     pub rows: RowMatrix,
-    #[doc = " [capacity, row_bytes], aligned to 2 bytes; to 16 it is written faster"]
+    #[doc = " [capacity, row_bytes], aligned to 2 bytes; written faster if aligned to 16"]
     pub out: *mut u8,
-    #[doc = " [capacity] as PackRowsParams; 0 behind the last row"]
+    #[doc = " [capacity] as PackRowsParams.status; 0 after the last row"]
     pub status: *mut u32,
-    #[doc = " [capacity] of the rows' bits; null: not wanted"]
+    #[doc = " [capacity] digests of the rows' bits; null: not wanted"]
     pub digests: *mut u64,
     #[doc = " at most capacity"]
     pub row_count: u32,
@@ -913,22 +921,22 @@ const _: () = {
     ["Offset of field: PackCapacityParams::row_bytes"]
         [::core::mem::offset_of!(PackCapacityParams, row_bytes) - 60usize];
 };
-#[doc = " The step's number is counted up, and the own header written; one block."]
+#[doc = " Counts the step and writes this rank's header. One block."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct OpenCapacityParams {
-    #[doc = " without the step's number, and the digest where there is one"]
+    #[doc = " without the step's number and, if `digests` is given, the digest"]
     pub header: [u16; 48usize],
     pub state: *mut CapacityState,
     #[doc = " [LMHEAD_HEADER_HALVES]"]
     pub out: *mut u16,
-    #[doc = " [row_count]; null: none"]
+    #[doc = " [row_count] digests of the rows; null: the header has no digest"]
     pub digests: *const u64,
-    #[doc = " [row_count] digests of the rows' adjustments; null: they have none"]
+    #[doc = " [row_count] digests of the rows' adjustments; null: no adjustments"]
     pub adjusted: *const u64,
     #[doc = " [row_count]"]
     pub status: *const u32,
-    #[doc = " [input_words] what else a replica's ranks share; of the digest"]
+    #[doc = " [input_words] other inputs that a replica's ranks share; part of the digest"]
     pub inputs: *const u32,
     pub input_words: u32,
     pub row_count: u32,
@@ -955,33 +963,33 @@ const _: () = {
     ["Offset of field: OpenCapacityParams::row_count"]
         [::core::mem::offset_of!(OpenCapacityParams, row_count) - 148usize];
 };
-#[doc = " Compares the headers that came, and says where the rows of all replicas lie; one block. Where headers\n differ, or a replica has more rows than the capacity, there are none: each row is a bad index."]
+#[doc = " Compares the headers that arrived, and writes where the rows of all replicas are. One block. If headers\n differ, or a replica has more rows than the capacity, every row gets an index out of range."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct CheckCapacityParams {
-    #[doc = " [LMHEAD_HEADER_HALVES]"]
+    #[doc = " [LMHEAD_HEADER_HALVES] this rank's header"]
     pub own: *const u16,
-    #[doc = " [members], aligned to 2 bytes"]
+    #[doc = " [members] headers, aligned to 2 bytes"]
     pub headers: *const u8,
-    #[doc = " bytes from one to the next"]
+    #[doc = " bytes from header to header"]
     pub header_pitch: u64,
     pub state: *mut CapacityState,
-    #[doc = " [members / ranks, parts, part_rows]: numbers of rows, -1 behind the last"]
+    #[doc = " [members / ranks, parts, part_rows] row numbers; -1 after the last row"]
     pub positions: *mut i32,
     pub members: u32,
-    #[doc = " whose headers came of each replica, side by side"]
+    #[doc = " members of each replica; their headers are side by side"]
     pub ranks: u32,
-    #[doc = " of the members"]
+    #[doc = " this rank's number among the members"]
     pub me: u32,
-    #[doc = " rows"]
+    #[doc = " rows of a replica, at most"]
     pub capacity: u32,
-    #[doc = " a replica's rows are answered in so many parts, as even as can be"]
+    #[doc = " a replica's rows are answered in this number of parts of nearly equal size"]
     pub parts: u32,
-    #[doc = " of the largest part of `capacity` rows"]
+    #[doc = " rows of the largest part if a replica has `capacity` rows"]
     pub part_rows: u32,
-    #[doc = " of the first replica"]
+    #[doc = " number of the first replica's first row"]
     pub first_row: u32,
-    #[doc = " from one replica's first row to the next one's"]
+    #[doc = " distance between the first rows of neighbouring replicas"]
     pub replica_rows: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1013,21 +1021,22 @@ const _: () = {
     ["Offset of field: CheckCapacityParams::replica_rows"]
         [::core::mem::offset_of!(CheckCapacityParams, replica_rows) - 68usize];
 };
-#[doc = " kernels/held_sm80.cu: passes over logits that a product left."]
+#[doc = " kernels/held_sm80.cu: passes over logits that a matmul stored."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct HeldMatrix {
     #[doc = " [rows, ids], 16-byte aligned"]
     pub data: *const f32,
-    #[doc = " [rows] LMHEAD_STATUS_*; null of a shard without ids"]
+    #[doc = " [rows] LMHEAD_STATUS_*; null for a shard without ids"]
     pub status: *const u32,
     #[doc = " bytes from row to row, a multiple of 16"]
     pub pitch: u64,
-    #[doc = " flags of status that leave a row without an answer"]
+    #[doc = " LMHEAD_STATUS_* that leave a row without an answer"]
     pub nonfinite: u32,
     pub rows: u32,
+    #[doc = " ids of the shard"]
     pub ids: u32,
-    #[doc = " of the shard: ids below count from 0 of the vocabulary"]
+    #[doc = " first vocabulary id of the shard"]
     pub first_id: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1042,20 +1051,22 @@ const _: () = {
     ["Offset of field: HeldMatrix::ids"][::core::mem::offset_of!(HeldMatrix, ids) - 32usize];
     ["Offset of field: HeldMatrix::first_id"][::core::mem::offset_of!(HeldMatrix, first_id) - 36usize];
 };
-#[doc = " What each part of the rows knows of them, as TilePartials: without status."]
+#[doc = " Makes the partials of each part of the held rows, like those of tiles: without status."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct SummariseHeldParams {
     pub held: HeldMatrix,
-    #[doc = " [parts, rows] PartialRows, of ids that count from the shard's first"]
+    #[doc = " [parts, rows] PartialRows, with ids counted from the shard's first"]
     pub data: *mut u8,
-    #[doc = " [rows, target_count]: how many ids beat it; of id UINT32_MAX none"]
+    #[doc = " [rows, target_count]: counts the ids that beat each; none for id UINT32_MAX"]
     pub targets: *const Candidate,
     #[doc = " 1 to LMHEAD_BEST, at most part_ids"]
     pub k: u32,
+    #[doc = " 0: no sums"]
     pub sum: u32,
+    #[doc = " targets of each row"]
     pub target_count: u32,
-    #[doc = " a multiple of 64"]
+    #[doc = " ids of a part (the last may have fewer), a multiple of 64"]
     pub part_ids: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1076,13 +1087,14 @@ const _: () = {
     ["Offset of field: SummariseHeldParams::part_ids"]
         [::core::mem::offset_of!(SummariseHeldParams, part_ids) - 68usize];
 };
+#[doc = " Reads the logits of targets."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct HeldTargetsParams {
     pub held: HeldMatrix,
-    #[doc = " [rows, per_row] ids"]
+    #[doc = " [rows, per_row] vocabulary ids"]
     pub targets: *const u32,
-    #[doc = " [rows, per_row]; NaN where the id is not the shard's"]
+    #[doc = " [rows, per_row]; NaN for an id of another shard"]
     pub out: *mut f32,
     pub per_row: u32,
 }
@@ -1097,7 +1109,7 @@ const _: () = {
     ["Offset of field: HeldTargetsParams::per_row"]
         [::core::mem::offset_of!(HeldTargetsParams, per_row) - 56usize];
 };
-#[doc = " What of a row is kept by a draw or a search: of logits above `cut`, and equal to it of ids below\n `ties_end`, those whose (logit - max) / temperature is not below `least`."]
+#[doc = " Which logits of a row a draw or a search keeps: those above `cut`, and those equal to it with an id below\n `ties_end`, if (logit - max) / temperature >= `least`."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct KeptLogits {
@@ -1105,8 +1117,9 @@ pub struct KeptLogits {
     pub temperature: f32,
     pub least: f32,
     pub cut: f32,
+    #[doc = " a vocabulary id"]
     pub ties_end: u32,
-    #[doc = " of the held ones"]
+    #[doc = " number of the held row"]
     pub row: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1120,13 +1133,14 @@ const _: () = {
     ["Offset of field: KeptLogits::ties_end"][::core::mem::offset_of!(KeptLogits, ties_end) - 16usize];
     ["Offset of field: KeptLogits::row"][::core::mem::offset_of!(KeptLogits, row) - 20usize];
 };
+#[doc = " Finds the largest logit of rows."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct HeldMaximaParams {
     pub held: HeldMatrix,
-    #[doc = " [count]; null: all that are held"]
+    #[doc = " [count] row numbers; null: all held rows"]
     pub rows: *const u32,
-    #[doc = " [count] the largest logit; minus infinity, NaN of a row without an answer"]
+    #[doc = " [count]; minus infinity: nothing is allowed; NaN: a row without an answer"]
     pub out: *mut f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1137,17 +1151,17 @@ const _: () = {
     ["Offset of field: HeldMaximaParams::rows"][::core::mem::offset_of!(HeldMaximaParams, rows) - 40usize];
     ["Offset of field: HeldMaximaParams::out"][::core::mem::offset_of!(HeldMaximaParams, out) - 48usize];
 };
-#[doc = " How many kept logits, or what mass of them, have which value of a digit of their order keys."]
+#[doc = " A query for a histogram: of the kept logits whose order keys have the known digits, how many (or what mass)\n have each value of the next digit."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct HeldHistogram {
     pub kept: KeptLogits,
-    #[doc = " 1: masses are added up, 0: ids"]
+    #[doc = " 1: add masses; 0: count ids"]
     pub masses: u32,
-    #[doc = " mask of the bits above the digit, which are those of `key`"]
+    #[doc = " mask of the bits above the digit; there a logit's key must equal `key`"]
     pub known: u32,
     pub key: u32,
-    #[doc = " of the digit to the last bits"]
+    #[doc = " number of bits below the digit"]
     pub shift: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1188,6 +1202,7 @@ const _: () = {
     ["Offset of field: HeldHistogramsParams::unit"]
         [::core::mem::offset_of!(HeldHistogramsParams, unit) - 60usize];
 };
+#[doc = " A query for the end of ties: where the `allowance`th kept id with this logit is."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct HeldTies {
@@ -1209,7 +1224,7 @@ pub struct HeldTiesParams {
     pub held: HeldMatrix,
     #[doc = " [count]"]
     pub queries: *const HeldTies,
-    #[doc = " [count] the id behind the `allowance`th kept one with that logit; 0 for none"]
+    #[doc = " [count] that id plus 1; 0 if the allowance is 0 or there are fewer ids"]
     pub out: *mut u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1221,21 +1236,21 @@ const _: () = {
     ["Offset of field: HeldTiesParams::out"][::core::mem::offset_of!(HeldTiesParams, out) - 48usize];
 };
 pub const LMHEAD_DAMAGED: LmheadDamaged = 2;
-#[doc = " HeldWanted.filtered of a row of which something cannot be: its candidate is infinity, which no draw\n takes."]
+#[doc = " HeldWanted.filtered of a row with bad input: its candidate is infinity, which no draw accepts."]
 pub type LmheadDamaged = ::core::ffi::c_uint;
-#[doc = " Candidates of a row: the k best, or the one that is drawn."]
+#[doc = " A query for candidates of a row: the k best, or the one that is drawn."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct HeldWanted {
-    #[doc = " of a draw, where `filtered`"]
+    #[doc = " kept logits, for a draw with filters"]
     pub kept: KeptLogits,
-    #[doc = " 0 or 1"]
+    #[doc = " 1: a draw with filters; 0: without; or LMHEAD_DAMAGED"]
     pub filtered: u32,
-    #[doc = " 0: a draw, of one"]
+    #[doc = " 0: draw one"]
     pub k: u32,
     pub seed: u64,
     pub position: u64,
-    #[doc = " of the first candidate in `out`"]
+    #[doc = " index in `out` of the first candidate"]
     pub place: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1255,7 +1270,7 @@ pub struct HeldCandidatesParams {
     pub held: HeldMatrix,
     #[doc = " [count]"]
     pub queries: *const HeldWanted,
-    #[doc = " minus infinity where there are fewer; of a row without an answer NaN first"]
+    #[doc = " minus infinity in unused places; for a row without an answer, first a NaN"]
     pub out: *mut Candidate,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1269,12 +1284,12 @@ const _: () = {
     ["Offset of field: HeldCandidatesParams::out"]
         [::core::mem::offset_of!(HeldCandidatesParams, out) - 48usize];
 };
-#[doc = " What a row's owner has found: the order key of the last logit that is kept, as far as it is known, and\n behind the last digit how many ids of a shard that have this logit are kept, the lowest first."]
+#[doc = " What a row's owner has found for one shard: the order key of the last kept logit, as many digits as are\n known. After the last digit also how many of the shard's ids with this logit are kept, the lowest first."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct CutFound {
     pub key: u32,
-    #[doc = " UINT32_MAX: of a row of which messages came that no shard can have sent"]
+    #[doc = " UINT32_MAX: the row got messages that no shard can have sent"]
     pub allowance: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1284,7 +1299,7 @@ const _: () = {
     ["Offset of field: CutFound::key"][::core::mem::offset_of!(CutFound, key) - 0usize];
     ["Offset of field: CutFound::allowance"][::core::mem::offset_of!(CutFound, allowance) - 4usize];
 };
-#[doc = " All rows that are held; a thread has a row. What each kernel writes of them the next ones read."]
+#[doc = " State of the searches of all held rows, which kernels hand on from one to the next. One thread for each\n row."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct CutRowsParams {
@@ -1292,13 +1307,13 @@ pub struct CutRowsParams {
     pub sampling: *const SamplingRow,
     #[doc = " [rows] of the held logits"]
     pub status: *const u32,
-    #[doc = " [shards, rows] of all shards"]
+    #[doc = " [shards, rows] largest logit of each shard and row"]
     pub maxima: *const f32,
     #[doc = " [rows]"]
     pub found: *const CutFound,
-    #[doc = " [rows] of HeldTiesParams"]
+    #[doc = " [rows] what HeldTiesParams.out has"]
     pub ends: *const u32,
-    #[doc = " [rows] parameters without filters: shards apply these"]
+    #[doc = " [rows] parameters without filters, because the shards apply the filters"]
     pub bare: *mut SamplingRow,
     #[doc = " [rows] what is kept so far, and the draw"]
     pub wanted: *mut HeldWanted,
@@ -1307,17 +1322,18 @@ pub struct CutRowsParams {
     #[doc = " [rows]"]
     pub ties: *mut HeldTies,
     pub rows: u32,
+    #[doc = " ids of all shards"]
     pub vocab: u32,
     pub shards: u32,
-    #[doc = " of the own shard"]
+    #[doc = " ids of this rank's shard"]
     pub ids: u32,
-    #[doc = " what the search is for: 1: the end of the nucleus, 0: the last of top_k"]
+    #[doc = " 1: search for the end of the nucleus; 0: for the last of top_k"]
     pub masses: u32,
-    #[doc = " of the digit that is counted next, as HeldHistogram"]
+    #[doc = " HeldHistogram.known and shift of the next digit"]
     pub known: u32,
     pub shift: u32,
     #[doc = " 0"]
-    pub none: u32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -1340,15 +1356,17 @@ const _: () = {
     ["Offset of field: CutRowsParams::masses"][::core::mem::offset_of!(CutRowsParams, masses) - 88usize];
     ["Offset of field: CutRowsParams::known"][::core::mem::offset_of!(CutRowsParams, known) - 92usize];
     ["Offset of field: CutRowsParams::shift"][::core::mem::offset_of!(CutRowsParams, shift) - 96usize];
-    ["Offset of field: CutRowsParams::none"][::core::mem::offset_of!(CutRowsParams, none) - 100usize];
+    ["Offset of field: CutRowsParams::reserved"][::core::mem::offset_of!(CutRowsParams, reserved) - 100usize];
 };
-#[doc = " A row's search, as its owner sees it."]
+#[doc = " The search of a row, as its owner keeps it."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct CutSearch {
-    #[doc = " of the goal, of logits with the known digits"]
+    #[doc = " how much of the goal is left among logits with the known digits"]
     pub left: u64,
+    #[doc = " the known digits"]
     pub key: u32,
+    #[doc = " 1: a message that no shard can have sent"]
     pub damaged: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1359,7 +1377,7 @@ const _: () = {
     ["Offset of field: CutSearch::key"][::core::mem::offset_of!(CutSearch, key) - 8usize];
     ["Offset of field: CutSearch::damaged"][::core::mem::offset_of!(CutSearch, damaged) - 12usize];
 };
-#[doc = " Histograms of all shards become the next digit of rows that this rank decides; a block has a row."]
+#[doc = " Finds the next digit of the rows that this rank owns from the histograms of all shards. One block for each\n row."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct LearnCutsParams {
@@ -1369,20 +1387,24 @@ pub struct LearnCutsParams {
     pub sampling: *const SamplingRow,
     #[doc = " [count]"]
     pub wanted: *const HeldWanted,
-    #[doc = " [count]; written by the first digit"]
+    #[doc = " [count]; the first digit overwrites it"]
     pub searches: *mut CutSearch,
     #[doc = " [shards, count]"]
     pub found: *mut CutFound,
+    #[doc = " rows"]
     pub count: u32,
+    #[doc = " ids of all shards"]
     pub vocab: u32,
     pub shards: u32,
     #[doc = " 2 to 256"]
     pub bins: u32,
+    #[doc = " as in CutRowsParams"]
     pub masses: u32,
+    #[doc = " HeldHistogram.known and shift of this digit"]
     pub known: u32,
     pub shift: u32,
     #[doc = " 0"]
-    pub none: u32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -1403,21 +1425,22 @@ const _: () = {
     ["Offset of field: LearnCutsParams::masses"][::core::mem::offset_of!(LearnCutsParams, masses) - 56usize];
     ["Offset of field: LearnCutsParams::known"][::core::mem::offset_of!(LearnCutsParams, known) - 60usize];
     ["Offset of field: LearnCutsParams::shift"][::core::mem::offset_of!(LearnCutsParams, shift) - 64usize];
-    ["Offset of field: LearnCutsParams::none"][::core::mem::offset_of!(LearnCutsParams, none) - 68usize];
+    ["Offset of field: LearnCutsParams::reserved"]
+        [::core::mem::offset_of!(LearnCutsParams, reserved) - 68usize];
 };
 pub const LMHEAD_SELECT_DIGIT: LmheadSelect = 11;
 pub const LMHEAD_SELECT_CHUNK: LmheadSelect = 2048;
-#[doc = " Bits of a digit of the keys that are selected among, and how many keys are sorted at once."]
+#[doc = " Bits of one digit of the keys that the selection looks at, and how many keys are sorted at once."]
 pub type LmheadSelect = ::core::ffi::c_uint;
 #[doc = " What is known of a query's k-th largest key."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct SelectState {
-    #[doc = " its known digits, and zeros behind them"]
+    #[doc = " its known digits, followed by zeros"]
     pub least: u64,
-    #[doc = " of the keys with these digits"]
+    #[doc = " keys with these digits that are still wanted"]
     pub wanted: u32,
-    #[doc = " 1: that is all of these, so keys from `least` on are wanted"]
+    #[doc = " 1: all keys with these digits are wanted, so every key >= `least` is"]
     pub known: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1432,28 +1455,29 @@ const _: () = {
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct SelectParams {
     pub held: HeldMatrix,
-    #[doc = " [count] of k above 0; null: the k best of each held row"]
+    #[doc = " [count], each with k > 0; null: the k best of each held row"]
     pub queries: *const HeldWanted,
-    #[doc = " of queries Candidates; of rows PartialRows, whose candidates are set"]
+    #[doc = " Candidates for `queries`; PartialRows for held rows, with candidates set"]
     pub out: *mut u8,
-    #[doc = " of rows: bytes from row to row"]
+    #[doc = " for held rows: bytes from row to row of `out`"]
     pub out_pitch: u64,
-    #[doc = " [rounds, count, 2^LMHEAD_SELECT_DIGIT], zeros before"]
+    #[doc = " [rounds, count, 2^LMHEAD_SELECT_DIGIT], zeros before the launch"]
     pub bins: *mut u32,
     #[doc = " [rounds, count]"]
     pub states: *mut SelectState,
-    #[doc = " [count] keys that are wanted; zeros before"]
+    #[doc = " [count] number of keys in `keys`; zeros before the launch"]
     pub found: *mut u32,
     #[doc = " [count, k]"]
     pub keys: *mut u64,
+    #[doc = " queries, or held rows"]
     pub count: u32,
-    #[doc = " at most held.ids; of queries the largest, but for that"]
+    #[doc = " at most held.ids; for `queries`: the smaller of the largest k and held.ids"]
     pub k: u32,
-    #[doc = " of a row's parts, a multiple of 64"]
+    #[doc = " ids of a part of a row, a multiple of 64"]
     pub part_ids: u32,
-    #[doc = " of the largest id, which counts from 0 of the shard"]
+    #[doc = " bits of the largest id, counted from the shard's first"]
     pub id_bits: u32,
-    #[doc = " digits of a key; 0 where all ids are wanted"]
+    #[doc = " digits of a key; 0 if all ids are wanted"]
     pub rounds: u32,
     pub round: u32,
 }
@@ -1476,13 +1500,13 @@ const _: () = {
     ["Offset of field: SelectParams::rounds"][::core::mem::offset_of!(SelectParams, rounds) - 112usize];
     ["Offset of field: SelectParams::round"][::core::mem::offset_of!(SelectParams, round) - 116usize];
 };
-#[doc = " Targets as ranks exchange them. A thread has one."]
+#[doc = " Writes targets as ranks exchange them. One thread for each."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct EncodeTargetsParams {
-    #[doc = " [count], per_row of each row; -100 is none"]
+    #[doc = " [count], per_row for each row; -100: no target"]
     pub ids: *const i64,
-    #[doc = " [count]; UINT32_MAX is none, also where the id is none of the vocabulary"]
+    #[doc = " [count]; UINT32_MAX: no target, or an id outside the vocabulary"]
     pub out: *mut u32,
     #[doc = " [rows]"]
     pub status: *mut u32,
@@ -1505,7 +1529,7 @@ const _: () = {
     ["Offset of field: EncodeTargetsParams::vocab"]
         [::core::mem::offset_of!(EncodeTargetsParams, vocab) - 36usize];
 };
-#[doc = " Targets with their logits, each as the shard says that has the id. A thread has one."]
+#[doc = " Joins targets with their logits, each from the shard that has the id. One thread for each."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PickTargetsParams {
@@ -1513,11 +1537,12 @@ pub struct PickTargetsParams {
     pub targets: *const u32,
     #[doc = " [shards, count]"]
     pub logits: *const f32,
-    #[doc = " [count]; NaN where there is no target"]
+    #[doc = " [count]; NaN and UINT32_MAX without a target"]
     pub out: *mut Candidate,
     pub count: u64,
+    #[doc = " ids of all shards"]
     pub vocab: u32,
-    #[doc = " as PartialParts.part_ids = 0"]
+    #[doc = " shards as PartialParts has them if part_ids is 0"]
     pub shards: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1542,10 +1567,11 @@ const _: () = {
 pub struct OrStatusParams {
     #[doc = " [rows]"]
     pub from: *const u32,
+    #[doc = " [rows]"]
     pub into: *mut u32,
     pub rows: u32,
     #[doc = " 0"]
-    pub none: u32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -1554,9 +1580,10 @@ const _: () = {
     ["Offset of field: OrStatusParams::from"][::core::mem::offset_of!(OrStatusParams, from) - 0usize];
     ["Offset of field: OrStatusParams::into"][::core::mem::offset_of!(OrStatusParams, into) - 8usize];
     ["Offset of field: OrStatusParams::rows"][::core::mem::offset_of!(OrStatusParams, rows) - 16usize];
-    ["Offset of field: OrStatusParams::none"][::core::mem::offset_of!(OrStatusParams, none) - 20usize];
+    ["Offset of field: OrStatusParams::reserved"]
+        [::core::mem::offset_of!(OrStatusParams, reserved) - 20usize];
 };
-#[doc = " Arrays of [rows]; null is the value named for all rows. A row of which one is not legal becomes greedy."]
+#[doc = " Makes SamplingRows from arrays [rows]. For a null array every row has the value that stands first in its\n comment. A row with an illegal value becomes greedy."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct SamplingRowsParams {
@@ -1577,12 +1604,12 @@ pub struct SamplingRowsParams {
     #[doc = " [rows]"]
     pub status: *mut u32,
     pub rows: u32,
-    #[doc = " a top_k that is as large or larger becomes 0: all"]
+    #[doc = " a top_k of at least this becomes 0: keep all"]
     pub vocab: u32,
-    #[doc = " 1: a row with a filter, unless it is greedy, is one that cannot be"]
+    #[doc = " 1: a filter is illegal, unless the row is greedy"]
     pub unfiltered: u32,
     #[doc = " 0"]
-    pub none: u32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -1609,20 +1636,21 @@ const _: () = {
         [::core::mem::offset_of!(SamplingRowsParams, vocab) - 68usize];
     ["Offset of field: SamplingRowsParams::unfiltered"]
         [::core::mem::offset_of!(SamplingRowsParams, unfiltered) - 72usize];
-    ["Offset of field: SamplingRowsParams::none"]
-        [::core::mem::offset_of!(SamplingRowsParams, none) - 76usize];
+    ["Offset of field: SamplingRowsParams::reserved"]
+        [::core::mem::offset_of!(SamplingRowsParams, reserved) - 76usize];
 };
-#[doc = " What a row's message to a shard has, one behind the other; nothing for a shard without ids:\n   masks: a bit of each id, in an even number of words\n   logit_bias: as many places for {id in the shard, f32}, ascending by id; UINT32_MAX where there are fewer\n   counts: repetition, frequency, presence, 0; then as many places for {id in the shard, 2·count + in the\n   prompt}"]
+#[doc = " What a row's message to a shard contains, in this order. A shard without ids gets nothing.\n   masks: a bit for each id, in an even number of words\n   logit_bias: this number of places for {id in the shard, f32}, ascending by id; unused places have the id\n   UINT32_MAX\n   counts: repetition, frequency, presence, 0; then this number of places for {id in the shard, 2·count + in\n   the prompt}"]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct AdjustmentPlaces {
-    #[doc = " 1: there is one"]
+    #[doc = " 1: the message has a mask"]
     pub masks: u32,
-    #[doc = " places of a row; 0: none"]
+    #[doc = " places of a row; 0: no logit bias"]
     pub logit_bias: u32,
+    #[doc = " places of a row; 0: no penalties"]
     pub counts: u32,
     #[doc = " 0"]
-    pub none: u32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -1632,27 +1660,28 @@ const _: () = {
     ["Offset of field: AdjustmentPlaces::logit_bias"]
         [::core::mem::offset_of!(AdjustmentPlaces, logit_bias) - 4usize];
     ["Offset of field: AdjustmentPlaces::counts"][::core::mem::offset_of!(AdjustmentPlaces, counts) - 8usize];
-    ["Offset of field: AdjustmentPlaces::none"][::core::mem::offset_of!(AdjustmentPlaces, none) - 12usize];
+    ["Offset of field: AdjustmentPlaces::reserved"]
+        [::core::mem::offset_of!(AdjustmentPlaces, reserved) - 12usize];
 };
-#[doc = " Adjustments of rows -> their messages to some shards, [destinations][parts][part_rows]: the own rows in\n `parts` parts of even sizes, each with room for `part_rows` rows. A row that is nobody's has all ids\n allowed and no entries. A block has a row's message to one shard. Of digest_adjustments `out` is [rows]\n digests of 64 bits, and a block has a row."]
+#[doc = " Writes the messages with the adjustments of this rank's rows to some shards: [destinations][parts]\n [part_rows]. The rows are divided into `parts` parts of nearly equal size, each with room for `part_rows`\n rows. In unused places all ids are allowed and there are no entries. One block for each row and shard.\n\n For digest_adjustments `out` is [rows] digests of 64 bits, and there is one block for each row."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PackAdjustmentsParams {
-    #[doc = " [rows, ceil(vocab / 32)], may be null: all are"]
+    #[doc = " [rows, ceil(vocab / 32)], may be null: all ids are allowed"]
     pub allowed: *const u32,
-    #[doc = " [rows + 1], may be null: none; row i has entries offsets[i].."]
+    #[doc = " [rows + 1], may be null: no logit bias; row i has the entries offsets[i]..offsets[i + 1]"]
     pub logit_bias_offsets: *const i64,
-    #[doc = " [logit_bias_entries]; in any order, ascending is fastest; those of one\nid stay in theirs"]
+    #[doc = " [logit_bias_entries], in any order, ascending is fastest; entries of the same id keep their order"]
     pub logit_bias_ids: *const i64,
-    #[doc = " finite, or minus infinity"]
+    #[doc = " [logit_bias_entries]; finite, or minus infinity"]
     pub logit_bias_values: *const f32,
     #[doc = " [rows + 1], may be null: no counts"]
     pub count_offsets: *const i64,
-    #[doc = " [count_entries]; likewise, each once in a row"]
+    #[doc = " [count_entries], each id once in a row; ascending is fastest"]
     pub count_ids: *const i64,
-    #[doc = " below 2^31"]
+    #[doc = " [count_entries], below 2^31"]
     pub counts: *const u32,
-    #[doc = " 0 or 1"]
+    #[doc = " [count_entries], 0 or 1"]
     pub in_prompt: *const u8,
     #[doc = " [rows], may be null: 1; above 0 and finite"]
     pub repetition: *const f32,
@@ -1666,20 +1695,21 @@ pub struct PackAdjustmentsParams {
     pub out: *mut u8,
     #[doc = " [rows]"]
     pub status: *mut u32,
-    #[doc = " a row with more entries is one that cannot be"]
+    #[doc = " more entries than places are illegal"]
     pub places: AdjustmentPlaces,
-    #[doc = " own ones"]
+    #[doc = " this rank's rows"]
     pub rows: u32,
     pub parts: u32,
     pub part_rows: u32,
+    #[doc = " ids of all shards"]
     pub vocab: u32,
-    #[doc = " as PartialParts.part_ids = 0"]
+    #[doc = " shards as PartialParts has them if part_ids is 0"]
     pub shards: u32,
     #[doc = " destination j is shard first_shard + j·shard_step"]
     pub first_shard: u32,
     pub shard_step: u32,
     #[doc = " 0"]
-    pub none: u32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -1731,10 +1761,10 @@ const _: () = {
         [::core::mem::offset_of!(PackAdjustmentsParams, first_shard) - 156usize];
     ["Offset of field: PackAdjustmentsParams::shard_step"]
         [::core::mem::offset_of!(PackAdjustmentsParams, shard_step) - 160usize];
-    ["Offset of field: PackAdjustmentsParams::none"]
-        [::core::mem::offset_of!(PackAdjustmentsParams, none) - 164usize];
+    ["Offset of field: PackAdjustmentsParams::reserved"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, reserved) - 164usize];
 };
-#[doc = " Messages for one shard -> LogitAdjustments; masks stay where they are. A block has a row."]
+#[doc = " Makes LogitAdjustments from the messages to one shard. The masks are used where they are. One block for\n each row."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct UnpackAdjustmentsParams {
@@ -1744,19 +1774,23 @@ pub struct UnpackAdjustmentsParams {
     pub logit_bias_offsets: *mut u32,
     #[doc = " [rows, places.logit_bias]"]
     pub logit_bias_ids: *mut u32,
+    #[doc = " [rows, places.logit_bias]"]
     pub logit_bias_values: *mut f32,
     #[doc = " [rows + 1]"]
     pub count_offsets: *mut u32,
     #[doc = " [rows, places.counts]"]
     pub count_ids: *mut u32,
+    #[doc = " [rows, places.counts]"]
     pub counts: *mut u32,
     #[doc = " [rows]"]
     pub repetition: *mut f32,
+    #[doc = " [rows]"]
     pub frequency: *mut f32,
+    #[doc = " [rows]"]
     pub presence: *mut f32,
     pub places: AdjustmentPlaces,
     pub rows: u32,
-    #[doc = " of the shard"]
+    #[doc = " ids of the shard"]
     pub ids: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1790,11 +1824,11 @@ const _: () = {
     ["Offset of field: UnpackAdjustmentsParams::ids"]
         [::core::mem::offset_of!(UnpackAdjustmentsParams, ids) - 100usize];
 };
-#[doc = " kernels/set_words_sm80.cu: what a step begins with, words of one value each."]
+#[doc = " `count` words that get the same value."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct WordsToSet {
-    #[doc = " aligned to 4; null where there are none"]
+    #[doc = " aligned to 4; may be null if count is 0"]
     pub to: *mut u8,
     #[doc = " bytes from word to word, a multiple of 4"]
     pub pitch: u64,
@@ -1821,6 +1855,142 @@ const _: () = {
     ["Alignment of SetWordsParams"][::core::mem::align_of::<SetWordsParams>() - 8usize];
     ["Offset of field: SetWordsParams::words"][::core::mem::offset_of!(SetWordsParams, words) - 0usize];
 };
+#[doc = " members of a group"]
+pub const LMHEAD_MAX_PEERS: LmheadPeers = 64;
+#[doc = " between two members, in each direction"]
+pub const LMHEAD_PEER_LANES: LmheadPeers = 8;
+#[doc = " slots of a lane: one is filled while the other is emptied"]
+pub const LMHEAD_PEER_SLOTS: LmheadPeers = 2;
+pub const LMHEAD_PEER_SLOT_BYTES: LmheadPeers = 32768;
+#[doc = " most threads of a block"]
+pub const LMHEAD_PEER_THREADS: LmheadPeers = 64;
+#[doc = " kernels/exchange_peers_sm80.cu: a collective by stores into the peers' windows."]
+pub type LmheadPeers = ::core::ffi::c_uint;
+#[doc = " What a peer says of one lane; it alone stores here. Lines of 128 bytes do not disturb each other."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct PeerFlags {
+    #[doc = " chunks that it has stored into this window's slots, modulo 2^32"]
+    pub arrived: u32,
+    #[doc = " chunks that it has copied from the slots of its own window"]
+    pub taken: u32,
+    #[doc = " of the piece whose chunk is in the slot, modulo 2^32"]
+    pub lengths: [u32; 2usize],
+    pub unused: [u32; 28usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PeerFlags"][::core::mem::size_of::<PeerFlags>() - 128usize];
+    ["Alignment of PeerFlags"][::core::mem::align_of::<PeerFlags>() - 4usize];
+    ["Offset of field: PeerFlags::arrived"][::core::mem::offset_of!(PeerFlags, arrived) - 0usize];
+    ["Offset of field: PeerFlags::taken"][::core::mem::offset_of!(PeerFlags, taken) - 4usize];
+    ["Offset of field: PeerFlags::lengths"][::core::mem::offset_of!(PeerFlags, lengths) - 8usize];
+    ["Offset of field: PeerFlags::unused"][::core::mem::offset_of!(PeerFlags, unused) - 16usize];
+};
+#[doc = " How many chunks a lane has passed on, modulo 2^32: in the rank's own memory, zeros at first."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct PeerCounts {
+    pub pushed: u32,
+    pub taken: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PeerCounts"][::core::mem::size_of::<PeerCounts>() - 8usize];
+    ["Alignment of PeerCounts"][::core::mem::align_of::<PeerCounts>() - 4usize];
+    ["Offset of field: PeerCounts::pushed"][::core::mem::offset_of!(PeerCounts, pushed) - 0usize];
+    ["Offset of field: PeerCounts::taken"][::core::mem::offset_of!(PeerCounts, taken) - 4usize];
+};
+#[doc = " In the host's page-locked memory; zeros at first."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct PeerStatus {
+    #[doc = " not 0: no kernel waits any longer. The host sets it, or a kernel giving up"]
+    pub ended: u32,
+    #[doc = " 1 + the member for which a kernel has waited in vain; 0: none"]
+    pub missing: u32,
+    #[doc = " 1 + the member whose piece has another length than is wanted; 0: none"]
+    pub mismatched: u32,
+    #[doc = " the two lengths, modulo 2^32"]
+    pub wanted: u32,
+    pub got: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PeerStatus"][::core::mem::size_of::<PeerStatus>() - 20usize];
+    ["Alignment of PeerStatus"][::core::mem::align_of::<PeerStatus>() - 4usize];
+    ["Offset of field: PeerStatus::ended"][::core::mem::offset_of!(PeerStatus, ended) - 0usize];
+    ["Offset of field: PeerStatus::missing"][::core::mem::offset_of!(PeerStatus, missing) - 4usize];
+    ["Offset of field: PeerStatus::mismatched"][::core::mem::offset_of!(PeerStatus, mismatched) - 8usize];
+    ["Offset of field: PeerStatus::wanted"][::core::mem::offset_of!(PeerStatus, wanted) - 12usize];
+    ["Offset of field: PeerStatus::got"][::core::mem::offset_of!(PeerStatus, got) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct PeerPieces {
+    #[doc = " [send_bytes]"]
+    pub send: *const u8,
+    #[doc = " [recv_bytes]; if the member is the rank itself, `send` is copied here"]
+    pub recv: *mut u8,
+    #[doc = " as the member's recv_bytes for this rank"]
+    pub send_bytes: u64,
+    pub recv_bytes: u64,
+    #[doc = " the member's, as this rank reaches it; aligned to 128 bytes"]
+    pub window: *mut u8,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PeerPieces"][::core::mem::size_of::<PeerPieces>() - 40usize];
+    ["Alignment of PeerPieces"][::core::mem::align_of::<PeerPieces>() - 8usize];
+    ["Offset of field: PeerPieces::send"][::core::mem::offset_of!(PeerPieces, send) - 0usize];
+    ["Offset of field: PeerPieces::recv"][::core::mem::offset_of!(PeerPieces, recv) - 8usize];
+    ["Offset of field: PeerPieces::send_bytes"][::core::mem::offset_of!(PeerPieces, send_bytes) - 16usize];
+    ["Offset of field: PeerPieces::recv_bytes"][::core::mem::offset_of!(PeerPieces, recv_bytes) - 24usize];
+    ["Offset of field: PeerPieces::window"][::core::mem::offset_of!(PeerPieces, window) - 32usize];
+};
+#[doc = " Blocks: [pushes, takes][size][lanes]."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct ExchangePeersParams {
+    pub members: [PeerPieces; 64usize],
+    #[doc = " [size, LMHEAD_PEER_LANES]"]
+    pub counts: *mut PeerCounts,
+    pub status: *mut PeerStatus,
+    #[doc = " in this rank's own memory, 0 at first. Not 0: an exchange was given up, and\nkernels push nothing more: it may be made of what did not arrive"]
+    pub cut: *mut u32,
+    #[doc = " longest wait of a kernel"]
+    pub timeout_ns: u64,
+    #[doc = " a multiple of 128, the same on all members: pieces are cut into chunks of this\nsize"]
+    pub slot_bytes: u32,
+    #[doc = " members"]
+    pub size: u32,
+    pub me: u32,
+    #[doc = " lanes 0 to lanes - 1 are used: LMHEAD_PEER_LANES, or one for each chunk of the\nlongest piece if it has fewer"]
+    pub lanes: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ExchangePeersParams"][::core::mem::size_of::<ExchangePeersParams>() - 2608usize];
+    ["Alignment of ExchangePeersParams"][::core::mem::align_of::<ExchangePeersParams>() - 8usize];
+    ["Offset of field: ExchangePeersParams::members"]
+        [::core::mem::offset_of!(ExchangePeersParams, members) - 0usize];
+    ["Offset of field: ExchangePeersParams::counts"]
+        [::core::mem::offset_of!(ExchangePeersParams, counts) - 2560usize];
+    ["Offset of field: ExchangePeersParams::status"]
+        [::core::mem::offset_of!(ExchangePeersParams, status) - 2568usize];
+    ["Offset of field: ExchangePeersParams::cut"]
+        [::core::mem::offset_of!(ExchangePeersParams, cut) - 2576usize];
+    ["Offset of field: ExchangePeersParams::timeout_ns"]
+        [::core::mem::offset_of!(ExchangePeersParams, timeout_ns) - 2584usize];
+    ["Offset of field: ExchangePeersParams::slot_bytes"]
+        [::core::mem::offset_of!(ExchangePeersParams, slot_bytes) - 2592usize];
+    ["Offset of field: ExchangePeersParams::size"]
+        [::core::mem::offset_of!(ExchangePeersParams, size) - 2596usize];
+    ["Offset of field: ExchangePeersParams::me"]
+        [::core::mem::offset_of!(ExchangePeersParams, me) - 2600usize];
+    ["Offset of field: ExchangePeersParams::lanes"]
+        [::core::mem::offset_of!(ExchangePeersParams, lanes) - 2604usize];
+};
 #[doc = " kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
@@ -1828,17 +1998,17 @@ pub struct QuantizeRowsParams {
     pub rows: RowMatrix,
     #[doc = " [row_count, hidden], 16-byte aligned"]
     pub out: *mut i8,
-    #[doc = " bytes from row to row, a multiple of 16; what is behind `hidden` is set to 0"]
+    #[doc = " bytes from row to row, a multiple of 16; bytes after `hidden` are set to 0"]
     pub out_pitch: u64,
     #[doc = " [row_count]"]
     pub scales: *mut f32,
-    #[doc = " [row_count] status_before, and LMHEAD_STATUS_BAD_INDEX where it is so; stored"]
+    #[doc = " [row_count], overwritten: status_before, with LMHEAD_STATUS_BAD_INDEX if the index\nis out of range"]
     pub status: *mut u32,
-    #[doc = " [row_count] of TilePartials, zeros; may be null"]
+    #[doc = " [row_count] TilePartials.bars, set to 0; may be null"]
     pub bars: *mut u32,
     pub row_count: u32,
     pub hidden: u32,
-    #[doc = " LMHEAD_STATUS_ALLOWED where there are no adjustments, else 0"]
+    #[doc = " LMHEAD_STATUS_ALLOWED if there are no adjustments, else 0"]
     pub status_before: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1881,7 +2051,7 @@ const _: () = {
         [::core::mem::offset_of!(ReadStreamParams, vectors) - 8usize];
     ["Offset of field: ReadStreamParams::out"][::core::mem::offset_of!(ReadStreamParams, out) - 16usize];
 };
-#[doc = " kernels/read_bulk_sm90a.cu: the same by bulk copies of 32 KB into a ring in shared memory, as a product\n with TMA reads its weights."]
+#[doc = " kernels/read_bulk_sm90a.cu: the same by bulk copies of 32 KB into a ring in shared memory, as matmuls with\n TMA read their weights."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct ReadBulkParams {
@@ -1891,7 +2061,7 @@ pub struct ReadBulkParams {
     pub bytes: u64,
     #[doc = " [1]: as above"]
     pub out: *mut u32,
-    #[doc = " copies of a block in a row, before it skips the other blocks' runs; at least 1"]
+    #[doc = " consecutive copies of a block, before it skips the other blocks' runs; at least 1"]
     pub run: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1903,7 +2073,7 @@ const _: () = {
     ["Offset of field: ReadBulkParams::out"][::core::mem::offset_of!(ReadBulkParams, out) - 16usize];
     ["Offset of field: ReadBulkParams::run"][::core::mem::offset_of!(ReadBulkParams, run) - 24usize];
 };
-#[doc = " The same of a row-major matrix, by boxes of 64 or 128 rows x 128 bytes, 32 KB of neighbours at once."]
+#[doc = " The same for a row-major matrix, by boxes of 64 or 128 rows x 128 bytes. 32 KB of neighbouring boxes are\n read at once."]
 #[repr(C)]
 #[repr(align(64))]
 #[derive(Debug, Copy, Clone, PartialEq)]
@@ -1912,13 +2082,13 @@ pub struct ReadBoxesParams {
     pub matrix: TensorMap,
     #[doc = " [1]: as above"]
     pub out: *mut u32,
-    #[doc = " of the matrix"]
+    #[doc = " rows of the matrix"]
     pub rows: u32,
-    #[doc = " pieces of 128 bytes of a row; the last may be cut"]
+    #[doc = " columns of 128 bytes of a row; the last may be narrower"]
     pub columns: u32,
     #[doc = " 64 or 128"]
     pub box_rows: u32,
-    #[doc = " of the map"]
+    #[doc = " size of the map's elements"]
     pub element_bytes: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -1935,15 +2105,15 @@ const _: () = {
     ["Offset of field: ReadBoxesParams::element_bytes"]
         [::core::mem::offset_of!(ReadBoxesParams, element_bytes) - 148usize];
 };
-#[doc = " every byte the lowest of the seed"]
+#[doc = " every byte is the lowest byte of the seed"]
 pub const LMHEAD_FILL_BYTES: LmheadFill = 0;
-#[doc = " all int8"]
+#[doc = " any int8"]
 pub const LMHEAD_FILL_I8: LmheadFill = 1;
-#[doc = " of both signs, magnitudes from 2^-8 to 1"]
+#[doc = " both signs, magnitudes from 2^-8 to 1"]
 pub const LMHEAD_FILL_BF16: LmheadFill = 2;
 pub const LMHEAD_FILL_F16: LmheadFill = 3;
 pub const LMHEAD_FILL_F32: LmheadFill = 4;
-#[doc = " all with magnitudes below 2, subnormal ones and both zeros among them"]
+#[doc = " any magnitude below 2, with subnormal numbers and both zeros"]
 pub const LMHEAD_FILL_E4M3: LmheadFill = 5;
 #[doc = " integers from -8 to 7"]
 pub const LMHEAD_FILL_SMALL_I8: LmheadFill = 6;
@@ -1951,7 +2121,7 @@ pub const LMHEAD_FILL_SMALL_BF16: LmheadFill = 7;
 pub const LMHEAD_FILL_SMALL_F16: LmheadFill = 8;
 pub const LMHEAD_FILL_SMALL_F32: LmheadFill = 9;
 pub const LMHEAD_FILL_SMALL_E4M3: LmheadFill = 10;
-#[doc = " What an array is filled with: functions of seed and place (kernels/check/values.cuh)."]
+#[doc = " What an array is filled with: functions of seed and index (kernels/check/values.cuh)."]
 pub type LmheadFill = ::core::ffi::c_uint;
 #[doc = " kernels/check/fill_sm80.cu."]
 #[repr(C)]
@@ -1960,10 +2130,10 @@ pub struct FillParams {
     #[doc = " [vectors] of 16 bytes, 16-byte aligned"]
     pub out: *mut ::core::ffi::c_void,
     pub vectors: u64,
-    #[doc = " vectors before the first one, of a larger array whose part this is"]
+    #[doc = " if `out` is part of a larger array: number of vectors before it"]
     pub first: u64,
     pub seed: u64,
-    #[doc = " elements; of small integers the first of each row is 127, below 2^32. 0: none, as of E4M3"]
+    #[doc = " For small integers: elements of a row, whose first one becomes 127; below 2^32. 0: no such element, as\n for E4M3"]
     pub row: u32,
     #[doc = " LMHEAD_FILL_*"]
     pub kind: u32,
@@ -1979,7 +2149,7 @@ const _: () = {
     ["Offset of field: FillParams::row"][::core::mem::offset_of!(FillParams, row) - 32usize];
     ["Offset of field: FillParams::kind"][::core::mem::offset_of!(FillParams, kind) - 36usize];
 };
-#[doc = " One value that is not what it should be."]
+#[doc = " One element with wrong bits."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct Mismatch {
@@ -1999,15 +2169,17 @@ const _: () = {
     ["Offset of field: Mismatch::got"][::core::mem::offset_of!(Mismatch, got) - 12usize];
 };
 pub const LMHEAD_MISMATCHES: LmheadMismatches = 8;
-#[doc = " Places for mismatches."]
+#[doc = " How many mismatches are kept."]
 pub type LmheadMismatches = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct Mismatches {
+    #[doc = " all mismatches"]
     pub count: u64,
-    #[doc = " those that asked for a place below; may be more than there are"]
+    #[doc = " how many asked for a place in `some`; may exceed LMHEAD_MISMATCHES"]
     pub noted: u32,
-    pub none: u32,
+    #[doc = " 0"]
+    pub reserved: u32,
     pub some: [Mismatch; 8usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -2016,14 +2188,14 @@ const _: () = {
     ["Alignment of Mismatches"][::core::mem::align_of::<Mismatches>() - 8usize];
     ["Offset of field: Mismatches::count"][::core::mem::offset_of!(Mismatches, count) - 0usize];
     ["Offset of field: Mismatches::noted"][::core::mem::offset_of!(Mismatches, noted) - 8usize];
-    ["Offset of field: Mismatches::none"][::core::mem::offset_of!(Mismatches, none) - 12usize];
+    ["Offset of field: Mismatches::reserved"][::core::mem::offset_of!(Mismatches, reserved) - 12usize];
     ["Offset of field: Mismatches::some"][::core::mem::offset_of!(Mismatches, some) - 16usize];
 };
-#[doc = " kernels/check/compare_sm80.cu: counts the elements of a matrix whose bits are not those of another."]
+#[doc = " kernels/check/compare_sm80.cu: counts the elements of a matrix whose bits differ from those of another."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct CompareParams {
-    #[doc = " [rows, columns] of want_dtype; null: poison, which is ones in every bit"]
+    #[doc = " [rows, columns] of want_dtype; null: poison, which has every bit set"]
     pub want: *const ::core::ffi::c_void,
     #[doc = " [rows, columns] of dtype; poison is a mismatch unless it is wanted"]
     pub got: *const ::core::ffi::c_void,
@@ -2033,10 +2205,10 @@ pub struct CompareParams {
     pub rows: u32,
     #[doc = " at least 1"]
     pub columns: u32,
-    #[doc = " LMHEAD_DTYPE_*: as `dtype`, or f32, which is rounded to it first"]
+    #[doc = " LMHEAD_DTYPE_*: the same as `dtype`, or f32, which is first rounded to `dtype`"]
     pub want_dtype: u32,
     pub dtype: u32,
-    #[doc = " [1], zeros before"]
+    #[doc = " [1], zeros before the launch"]
     pub found: *mut Mismatches,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -2060,11 +2232,11 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct ProjectWeightsParams {
-    #[doc = " scales: integers, may be null; bias is left out"]
+    #[doc = " scales: integers, may be null; the bias is ignored"]
     pub weights: WeightMatrix,
-    #[doc = " [hidden], zeros before"]
+    #[doc = " [hidden], zeros before the launch"]
     pub projection: *mut u64,
-    #[doc = " of r"]
+    #[doc = " seed of r"]
     pub seed: u64,
     #[doc = " LMHEAD_FILL_SMALL_I8, _E4M3, _BF16 or _F16: the weights' type"]
     pub kind: u32,
@@ -2088,7 +2260,7 @@ const _: () = {
     ["Offset of field: ProjectWeightsParams::hidden"]
         [::core::mem::offset_of!(ProjectWeightsParams, hidden) - 64usize];
 };
-#[doc = " difference[row] += sum over k of rows[row, k]·projection[k] - sum over ids of r(id)·logits[row, id], modulo\n 2^64: 0 where the row is right. A logit that is no integer adds a random number."]
+#[doc = " difference[row] += sum over k of rows[row, k]·projection[k] - sum over ids of r(id)·logits[row, id], modulo\n 2^64. It is 0 if the row is right. A logit that is no integer adds a random number."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct ProjectRowsParams {
@@ -2099,7 +2271,7 @@ pub struct ProjectRowsParams {
     pub logits: *const f32,
     #[doc = " bytes from row to row of logits"]
     pub pitch: u64,
-    #[doc = " [row_count], zeros before"]
+    #[doc = " [row_count], zeros before the launch"]
     pub difference: *mut u64,
     pub seed: u64,
     #[doc = " LMHEAD_FILL_SMALL_BF16, _F16 or _F32: the rows' type"]
@@ -2207,6 +2379,8 @@ unsafe impl Params for PackAdjustmentsParams {}
 unsafe impl Params for UnpackAdjustmentsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for SetWordsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for ExchangePeersParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for QuantizeRowsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.

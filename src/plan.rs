@@ -365,7 +365,7 @@ impl fmt::Display for Plan {
         }
         write!(f, "of {block_n} ids x {block_m} rows")?;
         if let Some(tail) = &self.tail {
-            write!(f, " and {} pieces of {} ids", tail.pieces(&self.tile, &self.shape), tail.ids)?;
+            write!(f, " and {} tail tiles of {} ids", tail.tiles(&self.tile, &self.shape), tail.ids)?;
         }
         write!(
             f,

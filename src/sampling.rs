@@ -133,7 +133,7 @@ pub(crate) const LISTED: usize = LMHEAD_LISTED as usize;
 /// What must be known about a row before its token can be drawn. Depends only on the parameters, which every
 /// rank knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum DrawKind {
     /// The best id of every shard: by logit at temperature 0, else by score.
     Best,
     /// The k best logits of every shard; the row's owner filters and draws.
@@ -173,16 +173,16 @@ impl SamplingParams {
     }
 
     /// What must be known before a token can be drawn from a vocabulary of this size.
-    pub(crate) fn kind(&self, vocab_size: usize) -> Kind {
+    pub(crate) fn kind(&self, vocab_size: usize) -> DrawKind {
         let top_k = (self.top_k > 0 && self.top_k < vocab_size).then_some(self.top_k);
         let nucleus = self.top_p < 1.0;
         match top_k {
-            _ if self.temperature == 0.0 => Kind::Best,
-            Some(k) if k <= LISTED => Kind::Listed { k },
-            Some(k) => Kind::Cut { top_k: Some(k as u32), nucleus },
-            None if nucleus => Kind::Cut { top_k: None, nucleus },
-            None if self.min_p > 0.0 => Kind::Threshold,
-            None => Kind::Best,
+            _ if self.temperature == 0.0 => DrawKind::Best,
+            Some(k) if k <= LISTED => DrawKind::Listed { k },
+            Some(k) => DrawKind::Cut { top_k: Some(k as u32), nucleus },
+            None if nucleus => DrawKind::Cut { top_k: None, nucleus },
+            None if self.min_p > 0.0 => DrawKind::Threshold,
+            None => DrawKind::Best,
         }
     }
 
@@ -254,18 +254,18 @@ mod tests {
     fn a_row_needs_no_more_than_its_filters_ask() {
         let plain = SamplingParams::default();
         let kinds = [
-            (plain, Kind::Best),
-            (SamplingParams { temperature: -0.0, top_p: 0.5, ..plain }, Kind::Best),
-            (SamplingParams { top_k: 1000, ..plain }, Kind::Best),
-            (SamplingParams { top_k: 999, top_p: 0.5, min_p: 0.1, ..plain }, Kind::Listed { k: 999 }),
-            (SamplingParams { min_p: 0.1, ..plain }, Kind::Threshold),
-            (SamplingParams { top_p: 0.5, ..plain }, Kind::Cut { top_k: None, nucleus: true }),
+            (plain, DrawKind::Best),
+            (SamplingParams { temperature: -0.0, top_p: 0.5, ..plain }, DrawKind::Best),
+            (SamplingParams { top_k: 1000, ..plain }, DrawKind::Best),
+            (SamplingParams { top_k: 999, top_p: 0.5, min_p: 0.1, ..plain }, DrawKind::Listed { k: 999 }),
+            (SamplingParams { min_p: 0.1, ..plain }, DrawKind::Threshold),
+            (SamplingParams { top_p: 0.5, ..plain }, DrawKind::Cut { top_k: None, nucleus: true }),
         ];
         for (params, wanted) in kinds {
             assert_eq!(params.kind(1000), wanted, "{params:?}");
         }
         let many = SamplingParams { top_k: LISTED + 1, ..plain };
-        assert_eq!(many.kind(1 << 20), Kind::Cut { top_k: Some(LISTED as u32 + 1), nucleus: false });
+        assert_eq!(many.kind(1 << 20), DrawKind::Cut { top_k: Some(LISTED as u32 + 1), nucleus: false });
     }
 
     #[test]

@@ -139,7 +139,7 @@ fn ranks_that_are_none_of_the_job_are_refused_by_name() {
         let said: Vec<&str> = (0..3).map(|i| said[i].as_str().unwrap_or_default()).collect();
         assert!(said[0].contains("wanted ranks of this MPI job, 0 to 2, got rank 7"), "{said:?}");
         assert!(said[0].contains("mpirun -n 8"), "{said:?}");
-        assert!(said[1].contains(&format!("each rank once, with the own rank {rank}")), "{said:?}");
+        assert!(said[1].contains(&format!("each rank once, with this process's rank {rank}")), "{said:?}");
         // Rank 1 alone is a group.
         assert_eq!(said[2].is_empty(), rank == 1, "{said:?}");
     }

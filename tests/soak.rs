@@ -322,7 +322,7 @@ mod transports {
     use lmhead::result::Request;
     use lmhead::rows::{HiddenRows, RowCounts};
     use lmhead_testkit::processes::{self, Launcher, Rank, Scenarios, on_processes};
-    use lmhead_testkit::soak::{self, InHostMemory, Plan, SIZES, Summary};
+    use lmhead_testkit::soak::{self, InHostMemory, SIZES, SoakPlan, Summary};
     use lmhead_testkit::{TestHead, backend, each_rank_over, engine, head_of, local_group, row_bits};
     use serde_json::{Value, json};
     use std::sync::{Arc, Barrier};
@@ -332,7 +332,7 @@ mod transports {
     const SHARED_STEPS: u64 = 800;
 
     fn soak_rank(rank: &Rank) -> Summary {
-        let plan = Plan::share(SHARED_STEPS, rank.size);
+        let plan = SoakPlan::share(SHARED_STEPS, rank.size);
         soak::rank((rank.me, rank.size), &rank.exchange, &backend(), &InHostMemory, &plan)
     }
 
@@ -354,7 +354,7 @@ mod transports {
     fn soak_threads(transport: &str, connect: impl Fn(usize) -> Vec<Arc<dyn Exchange>>) {
         let began = Instant::now();
         let groups = SIZES.map(|size| {
-            let plan = Plan::share(SHARED_STEPS, size);
+            let plan = SoakPlan::share(SHARED_STEPS, size);
             each_rank_over(connect(size), |me, exchange| {
                 soak::rank((me, size), &exchange, &backend(), &InHostMemory, &plan)
             })

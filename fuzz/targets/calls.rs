@@ -16,6 +16,7 @@ use lmhead_capi::sys::*;
 use rig::{Guarded, Input, init, known, tensor, zeroed};
 use std::ffi::{CStr, c_void};
 use std::fs;
+use std::mem::offset_of;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, PoisonError};
@@ -193,18 +194,19 @@ impl Member<'_> {
                 config.bias = self.array(config.matrix.rows, |i| i as f32);
             }
         }
-        LENT.fetch_add(usize::from(config.release.is_some()), Ordering::SeqCst);
         let place = self.place();
         // SAFETY: as above.
         let config = unsafe { self.given(input, config) };
+        // A struct that ends before `release` lends nothing.
+        let end_of_release = offset_of!(lmhead_weights_config, release) + size_of::<usize>();
+        // SAFETY: a struct begins with its size, and this one has as many bytes.
+        let lends = unsafe { config.cast::<usize>().read() >= end_of_release && (*config).release.is_some() };
+        LENT.fetch_add(usize::from(lends), Ordering::SeqCst);
+        // SAFETY: as above.
         let status = unsafe { lmhead_weights_wrap(config, place) };
-        // A shorter struct may have no `release`: then nothing is lent.
-        let has_release = unsafe { config.cast::<usize>().read() } >= size_of::<lmhead_weights_config>() - 16
-            && unsafe { (*config).release }.is_some();
-        if self.weights.keep(status, place) && has_release {
-            return;
+        if !self.weights.keep(status, place) {
+            LENT.fetch_sub(usize::from(lends), Ordering::SeqCst);
         }
-        LENT.fetch_sub(usize::from(has_release), Ordering::SeqCst);
     }
 
     fn load(&mut self, input: &mut Input<'_>) {
@@ -428,7 +430,7 @@ impl Member<'_> {
             let answer = self.given(input, answer);
             let began = Instant::now();
             let status = known(lmhead_run(head, step, answer));
-            // Of its own time: this machine may be busy.
+            // Some seconds more, because this machine may be busy.
             assert!(
                 began.elapsed() < Duration::from_millis(u64::from(TIMEOUT) + 5000),
                 "a step ends by its deadline"
@@ -477,7 +479,7 @@ impl Member<'_> {
                     known(lmhead_abort(ptr::without_provenance_mut(head), reason));
                 }
                 10 => {
-                    // Of any member: it may be in a step.
+                    // The head of any member, which may be in a step.
                     let all = self.hub.heads.lock().unwrap_or_else(PoisonError::into_inner).clone();
                     let head = all.get(usize::from(input.byte() % 4)).copied().unwrap_or(0);
                     let (head, place) = (ptr::without_provenance_mut(head), self.place());

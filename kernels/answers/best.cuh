@@ -49,8 +49,7 @@ struct Best {
     if (count > kPlaces - 32) keep();
   }
 
-  // For k = 1: the best of the lanes' candidates takes the only place. `keep` would leave the same, but of a
-  // list that the first tiles of a matmul, which have no bar, would fill with all of their ids.
+  // k = 1 needs no list: the best of the lanes' candidates replaces the only place.
   DEVICE void replace(bool has, uint32_t value_bits, uint32_t id) {
     const uint32_t value = ordered(mov_f32_b32(value_bits)), most = redux_max_u32(has ? value : 0);
     const uint32_t least_id = ~redux_max_u32(has && value == most ? ~id : 0);

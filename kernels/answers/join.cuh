@@ -98,4 +98,15 @@ DEVICE uint32_t sum_lanes(uint32_t v) {
   return v;
 }
 
+// The row's logsumexp; NaN where it has no candidate.
+DEVICE double logsumexp_of(const Row &all, const Best &best) {
+  return best.count ? logsumexp(all.sum, mov_f32_b32(ld_shared_v2(best.at(0)).x)) : constant(kNan64);
+}
+
+// Rounding may leave `lse` just below the largest logit: the logprob is at most 0.
+DEVICE float logprob(float logit, double lse) {
+  const double difference = subtract(cvt_f64_f32(logit), lse);
+  return cvt_rn_f32_f64(difference < 0 ? difference : 0);
+}
+
 }  // namespace answers

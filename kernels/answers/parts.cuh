@@ -44,4 +44,11 @@ DEVICE uint32_t take(Row &all, const uint8_t *part, uint32_t places) {
   return candidates.x;
 }
 
+// The status for logprobs of a row that is `status` by itself: a draw that was not good decides.
+DEVICE uint8_t status_of_drawn(const FinishLogprobsParams &p, uint32_t row, uint8_t status) {
+  if (!p.drawn) return status;
+  const uint8_t drawn = ld_global_u8(p.row_status + row);
+  return drawn == kGood ? status : drawn;
+}
+
 }  // namespace answers

@@ -7,24 +7,24 @@ namespace answers {
 using namespace ptx;
 
 // What each shard sends of a row that is drawn, and what it has to know of the row before.
-enum class Kind {
+enum class DrawKind {
   kBest,       // the best of every shard: by logit at temperature 0, else by score
   kListed,     // the top_k best logits of every shard
   kThreshold,  // one that each shard draws once it knows the row's largest logit
   kCut         // the same, once it also knows the last logit that is kept
 };
 
-DEVICE Kind kind_of(const SamplingRow &row, uint32_t vocab) {
+DEVICE DrawKind kind_of(const SamplingRow &row, uint32_t vocab) {
   const bool top_k = row.top_k > 0 && row.top_k < vocab;
-  if (row.temperature == 0) return Kind::kBest;
-  if (top_k) return row.top_k <= LMHEAD_LISTED ? Kind::kListed : Kind::kCut;
-  if (row.top_p < 1) return Kind::kCut;
-  return row.min_p > 0 ? Kind::kThreshold : Kind::kBest;
+  if (row.temperature == 0) return DrawKind::kBest;
+  if (top_k) return row.top_k <= LMHEAD_LISTED ? DrawKind::kListed : DrawKind::kCut;
+  if (row.top_p < 1) return DrawKind::kCut;
+  return row.min_p > 0 ? DrawKind::kThreshold : DrawKind::kBest;
 }
 
 // How many candidates a shard of `ids` ids sends for the row.
 DEVICE uint32_t places_of(const SamplingRow &row, uint32_t vocab, uint32_t ids) {
-  if (kind_of(row, vocab) != Kind::kListed) return 1;
+  if (kind_of(row, vocab) != DrawKind::kListed) return 1;
   return row.top_k < ids ? row.top_k : ids;
 }
 

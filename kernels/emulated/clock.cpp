@@ -1,3 +1,4 @@
+// Joins vector clocks: the maximum of two, element by element.
 #include "clock.hpp"
 
 namespace emulated {

@@ -15,6 +15,8 @@ struct Kernel {
   uint32_t max_threads;    // of a block
   uint32_t blocks_per_sm;  // by the launch bounds
   uint32_t cluster;        // blocks of a cluster; 1: as many as the launch says
+  // 1: its blocks wait for kernels of other ranks. All of them must run at the same time.
+  uint32_t waits_for_peers;
 };
 
 // Where an .aligned instruction, which a warp's lanes must execute together, stands in the kernel's source.

@@ -1,3 +1,4 @@
+// Ends a launch with a fault, which names block, thread, instruction and address.
 #include "fault.hpp"
 
 #include <cstdarg>

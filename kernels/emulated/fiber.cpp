@@ -1,3 +1,4 @@
+// Allocates the stacks of threads and switches between them.
 #include "fiber.hpp"
 
 #include <sys/mman.h>

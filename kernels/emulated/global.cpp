@@ -1,5 +1,6 @@
 // Global memory: the buffers that the driver registered, and nothing else.
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -44,7 +45,9 @@ uint8_t mark(uint8_t *marks, uint64_t offset, uint64_t bytes, uint8_t set) {
 // The marks of the launch before with which the access conflicts; 0: none.
 uint8_t primary_marks(const Launch &launch, const Allocation &buffer, uint64_t offset, uint64_t bytes,
                       Access access) {
-  const uint8_t marks = mark(launch.primary[&buffer - launch.allocations].marks, offset, bytes, 0);
+  uint8_t *noted = launch.primary[&buffer - launch.allocations].marks;
+  if (!noted) return 0;  // the launch before was without this buffer, or without checks
+  const uint8_t marks = mark(noted, offset, bytes, 0);
   return marks & (writes(access) ? kStored | kRead | kConstant : kStored);
 }
 
@@ -214,10 +217,12 @@ void fence_proxy_async_global() {
 }
 
 uint64_t globaltimer() {
-  enter("globaltimer");
+  const Fiber &self = enter("globaltimer");
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   yield();  // a thread that reads the clock may be waiting for another
+  // Or for a kernel of another rank, whose OS thread may have no core.
+  if (self.cluster->launch->kernel->waits_for_peers) usleep(50);
   // It stands still for about a microsecond, as a GPU's does.
   return (uint64_t(now.tv_sec) * 1000000000 + uint64_t(now.tv_nsec)) & ~uint64_t(1023);
 }

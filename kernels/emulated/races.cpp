@@ -1,3 +1,4 @@
+// Checks each access to shared memory against the accesses before it, and reports races.
 #include "races.hpp"
 
 #include <algorithm>

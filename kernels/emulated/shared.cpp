@@ -7,7 +7,7 @@ uint32_t shared_offset(Fiber &self, Block &block, uint32_t address, uint32_t byt
   const uint32_t rank = address >> kRankShift;
   if (rank != 0 && rank <= block.cluster->block_count)
     fail_at(FaultKind::cluster, address,
-            "%s on shared::cluster 0x%x: wanted an address of the own block, or the "
+            "%s on shared::cluster 0x%x: wanted an address of this block, or the "
             ".shared::cluster form of the instruction",
             self.instruction, address);
   const uint32_t size = block.cluster->launch->dynamic_shared, offset = address - kSharedBase;

@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kRemembered = 8;  // of a warpgroup's latest sets of accumulators the noise is recognised
 constexpr uint32_t kWitnesses = 3;
-// Of so many fences of a thread one looks at whole frames: of 128 threads some do at every fence.
+// One fence in this number of a thread's fences looks at whole frames: with 128 threads, some do each time.
 constexpr uint32_t kFencesOfNamed = 16;
 
 // Accumulator i of a lane in the [64][n] tile.

@@ -9,8 +9,9 @@
 // are, they wait while the epilogue runs.
 //
 // A last wave of whole tiles would leave SMs without work. Where weights are what takes time, its ids are cut
-// into equal pieces instead, one for each block (MatmulParams::tail_ids). Only a piece's ids are copied. The
-// instructions compute 64 ids all the same: the spare ones, of whatever the stages held, are never stored.
+// into equal tail tiles instead, one for each block (MatmulParams::tail_ids). Only a tail tile's own ids are
+// copied. The instructions compute 64 ids all the same: the spare ones, of whatever the stages held, are
+// never stored.
 #pragma once
 #include "hopper/tile.cuh"
 #include "step.cuh"
@@ -33,7 +34,7 @@ struct Producer {
   // Announces the bytes of a stage, with those of its rows and those that the other block of the cluster
   // copies, and starts the copies of the block's part of the weights.
   DEVICE void weights(const Walk<T> &at, const Ring<T> &to) const {
-    if (is_piece<T>(p, at.tile)) return piece(at, to);
+    if (is_tail_tile<T>(p, at.tile)) return tail_tile(at, to);
     const uint32_t here = at.here(p), first = T::kSharesWeights ? rank_in_cluster<T>() * T::kBlocksCopied : 0;
     const uint32_t first_block = tile_coord<T>(p, at.tile).first_id / kPackedIds;
     // Behind the last pair of packed blocks it is copied again: what becomes of it is not used.
@@ -47,9 +48,9 @@ struct Producer {
     }
   }
 
-  // The same for a piece, which may lie in more packed blocks than a stage has: runs of ids that are together
-  // in both, column by column.
-  DEVICE void piece(const Walk<T> &at, const Ring<T> &to) const {
+  // Copies a tail tile, column by column. It may span more packed blocks than a stage has, so each run ends
+  // at a block boundary of either.
+  DEVICE void tail_tile(const Walk<T> &at, const Ring<T> &to) const {
     const matmul::TileCoord ids = tile_coord<T>(p, at.tile);
     const uint32_t here = at.here(p), groups = (ids.end_id - ids.first_id - 1) / kGroupIds + 1;
     mbarrier_arrive_expect_tx(to.full(), here * (groups * kGroupBytes + T::kRowColumn));
@@ -200,9 +201,9 @@ struct Consumer {
                                    T::kCluster == 1 ? at.end_id : p.vocab, at.part};
       if (of_part.first_id >= p.vocab || of_part.first_row >= p.row_count) continue;
       if constexpr (T::kCluster > 1) of_part.part = of_part.first_id / Part::kBlockN;
-      // Copied by constant indices, since accumulators are registers. Those of spare ids become zeros, of
-      // which no flag can tell anything that is not true of the last id: accumulator i is of the lane's first
-      // id or, where i / 2 is odd, of the one 8 behind it.
+      // Copied by constant indices, since accumulators are registers. Spare ids become zeros: they set no
+      // flag that the last real id would not. Accumulator i belongs to the lane's first id or, if i / 2 is
+      // odd, to the id 8 after it.
       const uint32_t id = at.first_id + threadIdx.x / 32 * 16 + lane_id() / 4;
       const bool own[] = {T::kCluster > 1 || id < at.end_id, T::kCluster > 1 || id + 8 < at.end_id};
       Accumulator some[kAccumulators];

@@ -4,8 +4,12 @@
 //     [a part of the tile's logits][candidate lists][mbarriers][ring of stages]
 //     a stage: weights [kBlockN / 64][kColumns][64 ids x 128 bytes]
 //            | rows [kColumns][kRowTiles][kBlockM x 128 bytes]
+//
+// Stated in kernels/hopper/tile.cuh and src/plan/hopper.rs; broken_wgmma_matmul.rs compares the two for every
+// tile.
 #pragma once
 #include "hopper/packed.cuh"
+#include "hopper/ring.cuh"
 #include "matmul/epilogue.cuh"
 
 namespace hopper {
@@ -72,40 +76,22 @@ struct Tile {
                 "compute capability 9.0 has 227 KB for a block");
 };
 
-// Stages that are filled and emptied in turn, with two mbarriers each: `full` counts the copies' bytes,
-// `empty` the warps of the cluster that have read the stage. The n-th filling is phase n of both.
+// The ring of stages: `full` counts the copies' bytes, `empty` the warps of the cluster that have read the
+// stage.
 template <class T>
-struct Ring {
-  uint32_t stage = 0, phase = 0;
+struct Ring : RingOf<Ring<T>> {
+  using Base = RingOf<Ring<T>>;
 
-  // Called by one thread; a barrier of the cluster must follow.
   DEVICE static void init(uint32_t stages) {
-#pragma unroll 1
-    for (uint32_t i = 0; i < stages; ++i) {
-      mbarrier_init(barriers() + 16 * i, 1);
-      mbarrier_init(barriers() + 16 * i + 8, T::kCluster * T::kMathThreads / 32);
-    }
-    fence_mbarrier_init();
+    Base::init(barriers(), stages, 1, T::kCluster * T::kMathThreads / 32);
   }
   DEVICE static uint32_t barriers() { return dynamic_shared() + T::kBarriers; }
-  DEVICE uint32_t full() const { return barriers() + 16 * stage; }
-  DEVICE uint32_t empty() const { return full() + 8; }
   // Where the weights of the stage's block `block` of 64 ids are.
   DEVICE uint32_t weights(uint32_t block) const {
-    return dynamic_shared() + T::kRing + stage * T::kStageBytes + block * T::kColumns * kBlockBytes;
+    return dynamic_shared() + T::kRing + Base::stage * T::kStageBytes + block * T::kColumns * kBlockBytes;
   }
   DEVICE uint32_t rows() const { return weights(0) + T::kWeightBytes; }
-
-  DEVICE void wait_full() const { wait(full(), phase); }
-  // The first round finds all stages empty: the phase before the first counts as completed.
-  DEVICE void wait_empty() const { wait(empty(), phase ^ 1); }
-  DEVICE static void wait(uint32_t barrier, uint32_t parity) {
-    while (!mbarrier_try_wait_parity(barrier, parity)) {
-    }
-  }
-  DEVICE void advance(const MatmulParams &p) {
-    if (++stage == p.stages) stage = 0, phase ^= 1;
-  }
+  DEVICE void advance(const MatmulParams &p) { Base::advance(p.stages); }
 };
 
 // Tiles of clusters.
@@ -120,15 +106,15 @@ DEVICE uint32_t rank_in_cluster() {
   if constexpr (T::kCluster > 1) return cluster_block_rank();
   return 0;
 }
-// Whether a tile is a piece of the last wave, which may begin at any multiple of 8 ids.
+// Whether a tile is a tail tile, which may begin at any multiple of 8 ids.
 template <class T>
-DEVICE bool is_piece(const MatmulParams &p, uint32_t tile) {
+DEVICE bool is_tail_tile(const MatmulParams &p, uint32_t tile) {
   return T::kCluster == 1 && p.tail_ids && tile >= p.whole_tiles;
 }
 // The block's part of a cluster's tile: it may begin behind the last id or row.
 template <class T>
 DEVICE matmul::TileCoord tile_coord(const MatmulParams &p, uint32_t tile) {
-  if (is_piece<T>(p, tile)) {
+  if (is_tail_tile<T>(p, tile)) {
     const uint32_t first_id = p.whole_tiles * T::kBlockN + (tile - p.whole_tiles) * p.tail_ids;
     const uint32_t left = p.vocab - first_id;
     return {first_id, 0, first_id + (left < p.tail_ids ? left : p.tail_ids), tile};

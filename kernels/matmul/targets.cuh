@@ -2,8 +2,8 @@
 // the product's walk and its chain of instructions, over rows of weights that are picked by id.
 //
 // A block has eight rows and eight targets of each: 64 rows of weights, target j of row r in column 8j + r.
-// Of the tile's accumulators those are used whose column belongs to their own row; the others cost
-// instructions, but no bytes of memory.
+// Only accumulators whose column belongs to their own row are used; the others cost instructions, but no
+// bytes of memory.
 #pragma once
 #include "hopper/packed.cuh"
 #include "matmul/matmul.cuh"
@@ -116,7 +116,7 @@ DEVICE void run_targets(const TargetLogitsParams &params) {
     ring.advance();
   }
 
-  // Of a warp's sixteen columns, a lane has the accumulators of columns lane / 4 and lane / 4 + 8, with rows
+  // A lane has the accumulators of two of the warp's sixteen columns, lane / 4 and lane / 4 + 8, with rows
   // lane % 4 * 2 and the next.
   const uint32_t r = lane / 4, row = at.row + r;
   if (r / 2 != lane % 4 || row >= p.row_count) return;

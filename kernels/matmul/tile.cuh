@@ -41,6 +41,10 @@ struct W8A16 {
   static constexpr uint32_t kWeightBytes = 1, kRowElementBytes = 2;
   static constexpr bool kWeightScales = true, kRowScales = false;
 };
+using W8A16Bf16 = W8A16<Bf16>;
+using W8A16F16 = W8A16<F16>;
+using E4m3Bf16 = W8A16<Bf16, E4m3>;
+using E4m3F16 = W8A16<F16, E4m3>;
 
 template <class Type_, uint32_t kBlockN_, uint32_t kBlockM_>
 struct Tile {

@@ -1,6 +1,7 @@
 // What the microkernels share: the layout of a tile in shared memory, and the ring of stages between producer
 // and consumers.
 #pragma once
+#include "hopper/ring.cuh"
 #include "swizzle.cuh"
 
 namespace microkernels {
@@ -13,35 +14,18 @@ DEVICE uint64_t tile_descriptor(uint32_t tile) {
 }
 constexpr uint64_t kNextK = 32 >> 4;
 
-DEVICE void wait(uint32_t barrier, uint32_t parity) {
-  while (!mbarrier_try_wait_parity(barrier, parity)) {
-  }
-}
-
-// Stages that are filled and emptied in turn. `full` and `empty` are arrays of mbarriers, one per stage; a
-// stage's n-th filling is phase n of both.
+// A ring of kStages stages between producer and consumers.
 template <uint32_t kStages>
-struct Ring {
-  uint32_t barriers;  // shared address of 2·kStages mbarriers
-  uint32_t stage = 0, phase = 0;
+struct Ring : hopper::RingOf<Ring<kStages>> {
+  using Base = hopper::RingOf<Ring<kStages>>;
+  uint32_t first;  // shared address of the mbarriers
 
-  DEVICE explicit Ring(uint32_t address) : barriers(address) {}
-  // Called by one thread; a barrier of the block must follow.
+  DEVICE explicit Ring(uint32_t address) : first(address) {}
+  DEVICE uint32_t barriers() const { return first; }
   DEVICE void init(uint32_t filling_arrivals, uint32_t emptying_arrivals) const {
-    for (uint32_t i = 0; i < kStages; ++i) {
-      mbarrier_init(barriers + 8 * i, filling_arrivals);
-      mbarrier_init(barriers + 8 * (kStages + i), emptying_arrivals);
-    }
-    fence_mbarrier_init();
+    Base::init(first, kStages, filling_arrivals, emptying_arrivals);
   }
-  DEVICE uint32_t full() const { return barriers + 8 * stage; }
-  DEVICE uint32_t empty() const { return barriers + 8 * (kStages + stage); }
-  // The first round finds all stages empty: the phase before the first counts as completed.
-  DEVICE void wait_empty() const { wait(empty(), phase ^ 1); }
-  DEVICE void wait_full() const { wait(full(), phase); }
-  DEVICE void advance() {
-    if (++stage == kStages) stage = 0, phase ^= 1;
-  }
+  DEVICE void advance() { Base::advance(kStages); }
 };
 
 // Stores a warpgroup's 64 x kBlockM accumulators to out [row_count, vocab]; the vocabulary is along the 64.

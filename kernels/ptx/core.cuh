@@ -22,6 +22,8 @@
 #define CLUSTER_KERNEL(name, Params, threads, cluster)                                             \
   extern "C" __global__ void __launch_bounds__(threads, 1) __cluster_dims__(cluster, 1, 1) name( \
       const __grid_constant__ Params params)
+// The same for a kernel whose blocks wait for kernels of other ranks: all of these run at the same time.
+#define PEER_KERNEL(name, Params, threads) KERNEL(name, Params, threads, 1)
 #else
 #include "../emulated/device.hpp"
 #define PTX inline
@@ -33,16 +35,17 @@
 #define blockIdx (::emulated::block_index())
 #define blockDim (::emulated::block_size())
 #define gridDim (::emulated::grid_size())
-#define KERNEL(name, Params, threads, blocks) DECLARE_KERNEL(name, Params, threads, blocks, 1)
-#define CLUSTER_KERNEL(name, Params, threads, cluster) DECLARE_KERNEL(name, Params, threads, 1, cluster)
-#define DECLARE_KERNEL(name, Params, threads, blocks, cluster)                                              \
+#define KERNEL(name, Params, threads, blocks) DECLARE_KERNEL(name, Params, threads, blocks, 1, 0)
+#define CLUSTER_KERNEL(name, Params, threads, cluster) DECLARE_KERNEL(name, Params, threads, 1, cluster, 0)
+#define PEER_KERNEL(name, Params, threads) DECLARE_KERNEL(name, Params, threads, 1, 1, 1)
+#define DECLARE_KERNEL(name, Params, threads, blocks, cluster, waits_for_peers)                             \
   static void name(const Params &params);                                                                   \
   extern "C" {                                                                                              \
   /* Seen from outside of a shared library, too: a test's driver finds kernels by name. */                  \
   __attribute__((visibility("default"))) extern const ::emulated::Kernel lmhead_kernel_##name;              \
   const ::emulated::Kernel lmhead_kernel_##name = {                                                         \
       #name, [](const void *block) { name(*static_cast<const Params *>(block)); }, sizeof(Params), threads, \
-      blocks, cluster};                                                                                     \
+      blocks, cluster, waits_for_peers};                                                                    \
   }                                                                                                         \
   static void name([[maybe_unused]] const Params &params)
 #endif

@@ -211,7 +211,7 @@ class DeviceAdjustments:
 
 @dataclass
 class Adjustments:
-    """Changes to the own rows' logits before anything else uses them, over the whole vocabulary.
+    """Changes to the logits of this rank's rows before anything else uses them, over the whole vocabulary.
 
     In host memory, where lists are taken too; or, if the step's rows are on a device, all of them there, with
     the step's `device_adjustments`. Offsets are [rows + 1]: row i has the entries from offsets[i] to

@@ -32,7 +32,7 @@ impl DeviceAdjustments {
 
     pub(crate) fn places(&self) -> AdjustmentPlaces {
         let DeviceAdjustments { allowed, logit_bias, counts } = *self;
-        AdjustmentPlaces { masks: u32::from(allowed), logit_bias, counts, none: 0 }
+        AdjustmentPlaces { masks: u32::from(allowed), logit_bias, counts, reserved: 0 }
     }
 
     /// Words of a row's mask in a message for `ids` ids.

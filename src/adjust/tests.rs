@@ -1,3 +1,5 @@
+//! Adjustments over any sharding against their definition, damaged bytes, and refused input.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -56,8 +56,8 @@ pub struct Arrivals<'a> {
 
 /// What a device has reported of its capacity steps. Calls no device: it may be asked while steps run.
 pub trait CapacitySteps: Send + Sync {
-    /// The first step whose headers differed, counted from 1; the member whose header was not the own one;
-    /// the own header and that member's.
+    /// The first step whose headers differed, counted from 1; the member whose header differed from this
+    /// rank's; this rank's header and that member's.
     fn mismatch(&self) -> Option<(u64, usize, [[u8; HEADER_BYTES]; 2])>;
 }
 

@@ -54,7 +54,7 @@ pub enum Cuts<'a> {
 /// Where the state of the held rows between passes lies: four arrays, one behind the other, by their first
 /// byte.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Room {
+pub(crate) struct SearchOffsets {
     pub wanted: usize,
     pub histograms: usize,
     pub ties: usize,
@@ -62,7 +62,7 @@ pub(crate) struct Room {
     pub bytes: usize,
 }
 
-impl Room {
+impl SearchOffsets {
     pub const ALIGNED: usize = 16;
 
     /// # Errors
@@ -79,7 +79,7 @@ impl Room {
             [size_of::<HeldWanted>(), size_of::<HeldHistogram>(), size_of::<HeldTies>(), 4].map(&mut take);
         match places {
             [Some(wanted), Some(histograms), Some(ties), Some(ends)] => {
-                Ok(Room { wanted, histograms, ties, ends, bytes: end })
+                Ok(SearchOffsets { wanted, histograms, ties, ends, bytes: end })
             }
             _ => Err(Error::shape(
                 "rows that are sampled",
@@ -96,7 +96,7 @@ impl Room {
 /// # Errors
 /// `Shape` for more rows than memory has bytes.
 pub fn room_bytes(rows: usize) -> Result<usize> {
-    Room::of(rows).map(|room| room.bytes)
+    SearchOffsets::of(rows).map(|room| room.bytes)
 }
 
 /// Bytes of the search of one row that a rank decides.

@@ -1,4 +1,4 @@
-//! What the CUDA and the emulated device have in common: memory and kernels. On these stand the matmuls of
+//! What the CUDA and the emulated device have in common: memory and kernels. These run the matmuls of
 //! `kernels/`, a whole [`Backend`](super::Backend), and an exchange of device memory between ranks that share
 //! a device.
 //!
@@ -26,6 +26,7 @@ mod matmul;
 mod pack;
 mod partials;
 mod passes;
+mod peers;
 mod room;
 mod select;
 mod shard;

@@ -100,6 +100,6 @@ pub enum Inputs<'a> {
         out: SpanMut<'a>,
         status: SpanMut<'a>,
     },
-    /// Unpacks messages of `rows` rows to the own shard into entries: see `PlacedAdjustments::carve`.
+    /// Unpacks messages of `rows` rows to this rank's shard into entries: see `PlacedAdjustments::carve`.
     UnpackAdjustments { from: Span<'a>, rows: usize, of: DeviceAdjustments, out: SpanMut<'a> },
 }

@@ -255,7 +255,12 @@ pub trait LoadedShard: Send {
     /// `Exchange` where what came cannot be; `Shape` where a buffer does not fit. In device memory the device
     /// checks what came, and a row that cannot be has the status of bad input. Where more than 64 candidates
     /// are wanted, unsorted candidates are among what cannot be.
-    fn finish(&mut self, what: Finish<'_>, scratch: &mut finish::Scratch, on: &mut On<'_>) -> Result<()> {
+    fn finish(
+        &mut self,
+        what: Finish<'_>,
+        scratch: &mut finish::FinishScratch,
+        on: &mut On<'_>,
+    ) -> Result<()> {
         let _ = on;
         finish::on_host(what, scratch)
     }

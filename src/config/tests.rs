@@ -1,3 +1,5 @@
+//! What settings and `config.json` files become, and what each refusal says.
+
 use super::*;
 use crate::layout::{ParallelLayout, RankOrder};
 

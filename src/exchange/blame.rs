@@ -36,7 +36,7 @@ impl Beat {
         self.keep_at(call, || *call, control);
     }
 
-    /// The same of a member that says its place in the step only when it is to be noted.
+    /// As `keep`, for a caller that computes its place only when it is to be noted.
     pub fn keep_at(&mut self, call: &Call, place: impl FnOnce() -> Call, control: &dyn Exchange) {
         // The period differs from head to head: of two heads that always note at the same moments, an
         // observer would only ever see the one that comes last.

@@ -1,6 +1,7 @@
 //! Device memory between the ranks of a head group, on a stream: the second, optional side of a transport.
 
 use super::blame::{Beat, stuck, told};
+use super::peers::PeerExchange;
 use super::{Call, Exchange, Fault, Reset};
 use crate::memory::{Memory, Stream};
 use std::sync::Arc;
@@ -21,6 +22,9 @@ pub struct Piece {
 pub struct Caps {
     /// Its calls may be captured in a CUDA graph.
     pub capture: bool,
+    /// Its calls are kernels that store into the peers' memory ([`peers`](super::peers)), once it is
+    /// connected.
+    pub windows: bool,
 }
 
 /// What [`DeviceExchange::mark`] returns for [`DeviceExchange::wait`]: a number of the transport's own.
@@ -233,6 +237,23 @@ pub trait StreamMarks: Send + Sync {
     /// # Errors
     /// `Broken` where the device refuses.
     fn scratch(&self, bytes: usize) -> Result<Box<dyn Scratch>, Fault>;
+
+    /// Kernels of member `me` that exchange through `windows`: the address of each member's window, of which
+    /// `me`'s is in [`StreamMarks::memory`]. Clears it and waits for that; peers store there only once all
+    /// members have theirs.
+    ///
+    /// # Errors
+    /// `Broken` where the device refuses, or has no such kernels.
+    ///
+    /// # Safety
+    /// Each window has [`window_bytes`](super::peers::window_bytes) bytes, is aligned to
+    /// [`WINDOW_ALIGNMENT`](super::peers::WINDOW_ALIGNMENT), and is used for nothing else until this is
+    /// dropped. The device reaches all of them.
+    unsafe fn peer_exchange(&self, me: usize, windows: &[u64]) -> Result<Box<dyn PeerExchange>, Fault> {
+        let _ = (me, windows);
+        let fix = "exchange without windows".into();
+        Err(Fault::Broken { problem: "the device has no kernels that store into peers' memory".into(), fix })
+    }
 
     /// Runs `run` on this thread with the context of the streams current, as other libraries that call the
     /// device need it. Then the context before is current again.

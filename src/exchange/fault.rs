@@ -1,9 +1,9 @@
-//! How a collective ends badly.
+//! Faults: why a collective failed, and which members caused it.
 
 use super::Call;
 use crate::error::{ABANDONED, Disagreement, Error};
 
-/// How a collective can end other than well. The group is then in an unknown state until
+/// Why a collective failed. The group is then in an unknown state until
 /// [`Exchange::reset`](crate::exchange::Exchange::reset).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]

@@ -33,7 +33,7 @@ use super::{Call, Exchange, Fault, Operation, Place, Reset, check_members, check
 use crate::process::Maker;
 use buffers::SendBuffers;
 use channel::{Message, State, Told};
-use frame::{HEADER_BYTES, Header, Kind};
+use frame::{FrameKind, HEADER_BYTES, Header};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -246,7 +246,11 @@ impl Member {
             began: now,
             deadline: now,
         };
-        self.send_all(&mut SendBuffers::default(), &Header { kind: Kind::Leave, generation: 0, call }, &[]);
+        self.send_all(
+            &mut SendBuffers::default(),
+            &Header { kind: FrameKind::Leave, generation: 0, call },
+            &[],
+        );
         if key != WHOLE {
             let me = state.me;
             state.channel(key).left[me] = true;
@@ -303,7 +307,7 @@ impl MessageExchange {
         let channel = state.channel(self.key);
         let (generation, progress) = (channel.generation, channel.progress.clone());
         let call = self.named(call);
-        let header = Header { kind: Kind::Fault, generation, call };
+        let header = Header { kind: FrameKind::Fault, generation, call };
         let told = frame::encode_fault(me, &fault, &progress);
         self.member.send_all(&mut SendBuffers::default(), &header, &told);
         channel.faults.push(Told { generation, call, fault, progress });
@@ -346,7 +350,7 @@ impl MessageExchange {
             channel.begun += 1;
             channel.generation
         };
-        let header = Header { kind: Kind::Data, generation, call: *call };
+        let header = Header { kind: FrameKind::Data, generation, call: *call };
         let mut framed = |piece: &[u8]| {
             let write = |out: &mut Vec<u8>| frame::encode(out, link.id(), &header, piece);
             sent.push(buffers.fill(HEADER_BYTES + piece.len(), write));
@@ -540,7 +544,7 @@ impl Exchange for MessageExchange {
             before.same_step(&call) && !(before.same_operation(&call) && at.elapsed() > SLICE)
         });
         if !goes_on || call.operation == Operation::Idle {
-            let header = Header { kind: Kind::Note, generation: 0, call };
+            let header = Header { kind: FrameKind::Note, generation: 0, call };
             self.member.send_all(&mut self.own().buffers, &header, &[]);
         }
     }
@@ -623,7 +627,7 @@ impl Exchange for MessageExchange {
         let channel = state.channel(self.key);
         let wanted = channel.generation + 1;
         channel.wanted[me] = wanted;
-        let header = Header { kind: Kind::Reset, generation: wanted, call: self.named(call) };
+        let header = Header { kind: FrameKind::Reset, generation: wanted, call: self.named(call) };
         self.member.send_all(&mut SendBuffers::default(), &header, &[]);
         loop {
             if let Some(broken) = &state.broken {

@@ -147,7 +147,7 @@ impl Mpi {
         sorted.sort_unstable();
         let twice = sorted.windows(2).any(|pair| pair[0] == pair[1]);
         if twice || !ranks.contains(&me) {
-            let wanted = format!("each rank once, with the own rank {me} among them");
+            let wanted = format!("each rank once, with this process's rank {me} among them");
             let fix = "pass each rank the list of its own group";
             return Err(Error::config(key, wanted, format!("{ranks:?}"), fix));
         }

@@ -3,6 +3,7 @@
 //! * [`Nccl`]: the library, found and loaded at run time (`libnccl.so.2`, 2.18 or newer).
 //! * [`UniqueId`]: by which members find each other; a control plane takes it to them.
 //! * [`Communicator`]: one member's side of a communicator: made, split from another, or the engine's own.
+//! * [`Window`]: a member's device memory that the peers' own kernels may read and write.
 //! * [`NcclExchange`]: the transport. [`WithDevice`](super::WithDevice) joins it with a host transport.
 //!
 //! ```no_run
@@ -36,7 +37,21 @@
 //! communicator whose ranks are in another order than the group's, one with members of another run, or a path
 //! that mixes bytes up, is refused by name.
 //!
+//! # Windows
+//! If the kernels of each member reach the memory of all others (NVLink, or PCIe, within one host, as NCCL
+//! finds it; NCCL 2.31.2 or newer), and [`LMHEAD_NCCL_WINDOWS`] is `on` on all ranks, a channel has
+//! *windows*: each collective is one kernel of this crate, which stores what it sends into the windows of its
+//! peers ([`peers`](super::peers)). All members have windows, or none has; [`Caps::windows`](super::Caps)
+//! tells. An engine's own communicator has none. They have not run on GPUs yet: so they are off where nobody
+//! asks for them.
+//!
+//! A fault ends these kernels at once, through a word of the host's memory, and none of them waits for longer
+//! than the step's timeout and two seconds. The communicator is aborted later than said below, when the head
+//! is rebuilt or dropped and they have ended: an abort takes the peers' memory away from them.
+//!
 //! # What is called
+//! Without windows:
+//!
 //! | collective | calls of NCCL |
 //! |---|---|
 //! | gather over everyone, pieces of one length | `ncclAllGather` |
@@ -83,8 +98,12 @@ mod self_test;
 mod sys;
 mod unique_id;
 mod watchdog;
+mod window;
+mod windows;
 
 pub use channel::NcclExchange;
 pub use communicator::Communicator;
 pub use library::{LMHEAD_NCCL, Nccl, Version};
 pub use unique_id::UniqueId;
+pub use window::Window;
+pub use windows::LMHEAD_NCCL_WINDOWS;

@@ -1,4 +1,4 @@
-//! Ending a step from another thread than the one that waits in it.
+//! Ends a step from another thread than the one that waits in it.
 
 use super::LmHead;
 use crate::exchange::{Call, Exchange, Fault, Operation};

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 /// Memory that lives from step to step.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct AdjustmentBuffers {
     own: ShardAdjustments,
     entries: Vec<usize>,
     outgoing: Vec<Range<usize>>,
@@ -48,7 +48,7 @@ impl Run<'_> {
         mine: Option<&Adjustments<'_>>,
         lists: &mut Lists,
         small: &mut Small,
-        room: &'b mut Room,
+        room: &'b mut AdjustmentBuffers,
     ) -> Result<Option<&'b ShardAdjustments>> {
         if !self.wire.open.adjusted {
             return Ok(None);
@@ -59,7 +59,7 @@ impl Run<'_> {
         let part = &lists.parts[replica];
         // Adjustments are numbered by the caller's rows.
         let own_rows = self.first_row + part.start..self.first_row + part.end;
-        let Room { own, entries, outgoing, .. } = room;
+        let AdjustmentBuffers { own, entries, outgoing, .. } = room;
         own.clear(self.wire.shards()[me].clone());
         let Small { send, recv } = small;
         send.clear();

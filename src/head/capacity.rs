@@ -175,7 +175,7 @@ impl LmHead {
         Ok(())
     }
 
-    /// Remembers the end of an asynchronous step on `stream`, which is that of those before it, too.
+    /// Marks the end of the latest asynchronous step on `stream`; earlier ones on the stream end before it.
     pub(super) fn remember_unwaited(&mut self, stream: Stream) -> Result<()> {
         let call = self.wire.open.call;
         let Some(device) = self.wire.exchange.device() else { return Ok(()) };
@@ -239,8 +239,8 @@ impl Run<'_> {
         watch(self, true)
     }
 
-    /// [`Run::gather`] of a padded step: equally many rows of every replica, and the status words of the own
-    /// rows. `inputs`: words that the ranks of a replica must share besides the rows and `mine`.
+    /// [`Run::gather`] for a padded step: the same number of rows of every replica, and the status words of
+    /// this rank's rows. `inputs`: words that the ranks of a replica must share besides the rows and `mine`.
     pub(super) fn gather_padded<'b>(
         &mut self,
         compute: &mut Compute<'_>,

@@ -47,7 +47,7 @@ pub(super) struct Deferred {
 
 /// Kinds of steps that have run. Remembering one allocates nothing.
 pub(super) struct Known {
-    kinds: Vec<Kind>,
+    kinds: Vec<StepKind>,
     /// The most rows of the group, then of each replica, in any step of each kind, `[kinds, 1 + replicas]`.
     most: Vec<usize>,
     replicas: usize,
@@ -56,7 +56,7 @@ pub(super) struct Known {
 
 /// Steps of one kind take the same kernels and memory, as long as none has more rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Kind {
+pub(super) struct StepKind {
     request: Request,
     filters: Filters,
     placed: DeviceAdjustments,
@@ -77,7 +77,7 @@ impl Known {
         Known { kinds, most, replicas, marks: Vec::with_capacity(2 * OPERATIONS) }
     }
 
-    fn place(&self, kind: Kind) -> Option<Range<usize>> {
+    fn place(&self, kind: StepKind) -> Option<Range<usize>> {
         let at = self.kinds.iter().position(|known| *known == kind)?;
         Some(at * (1 + self.replicas)..(at + 1) * (1 + self.replicas))
     }
@@ -87,16 +87,16 @@ impl Known {
         std::iter::once(counts.iter().sum()).chain(counts.iter().copied())
     }
 
-    fn has(&self, kind: Kind, counts: &[usize]) -> bool {
+    fn has(&self, kind: StepKind, counts: &[usize]) -> bool {
         // Rows that are picked take more memory than those that lie in order.
-        [kind, Kind { picked: true, ..kind }].into_iter().filter_map(|kind| self.place(kind)).any(|at| {
+        [kind, StepKind { picked: true, ..kind }].into_iter().filter_map(|kind| self.place(kind)).any(|at| {
             let mut each = self.most[at].iter().zip(Self::rows(counts));
             each.all(|(most, rows)| rows <= *most)
         })
     }
 
     /// True where the kind is new. Where there is no room for it, the oldest one is forgotten.
-    fn add(&mut self, kind: Kind, counts: &[usize]) -> bool {
+    fn add(&mut self, kind: StepKind, counts: &[usize]) -> bool {
         if let Some(at) = self.place(kind) {
             self.most[at].iter_mut().zip(Self::rows(counts)).for_each(|(most, rows)| *most = rows.max(*most));
             return false;
@@ -120,7 +120,12 @@ impl Known {
 impl LmHead {
     /// The kind of the step that has begun, where its collectives may be waited for at its end: the host
     /// decides nothing within it, and its inputs are in device memory.
-    pub(super) fn kind(&self, hidden: &HiddenRows<'_>, inputs: &RowInputs<'_>, lent: bool) -> Option<Kind> {
+    pub(super) fn kind(
+        &self,
+        hidden: &HiddenRows<'_>,
+        inputs: &RowInputs<'_>,
+        lent: bool,
+    ) -> Option<StepKind> {
         let (open, group) = (&self.wire.open, &self.wire.group);
         let here = inputs.targets.is_none() && inputs.sampling.is_none() && inputs.adjustments.is_none();
         if !open.defers || open.queued || open.padded || open.adjusted || !(here || hidden.is_empty()) {
@@ -129,7 +134,7 @@ impl LmHead {
         let counts = &open.counts;
         let rows = counts.iter().try_fold(0usize, |sum, rows| sum.checked_add(*rows))?;
         if let Request::Logprobs { targets, top_n, .. } = open.request {
-            // Beyond one chunk, the exact counts decide which rows share a chunk, and `Kind` does not have
+            // Beyond one chunk, the exact counts decide which rows share a chunk. `StepKind` does not have
             // them.
             let chunk = self.config.logprobs_chunk_rows(group.size(), self.hidden_dtype, targets, top_n);
             chunk.ok().filter(|chunk| rows <= *chunk)?;
@@ -145,17 +150,17 @@ impl LmHead {
         };
         let rows = rows.checked_next_power_of_two()?;
         let (request, placed, picked) = (open.request, open.header.placed, hidden.contiguous().is_none());
-        Some(Kind { request, filters, placed, lent, picked, rows, rounds })
+        Some(StepKind { request, filters, placed, lent, picked, rows, rounds })
     }
 
     /// Whether a step of this kind has run before, with at least as many rows of the group and of
     /// each replica.
-    pub(super) fn knows(&self, kind: Option<Kind>) -> bool {
+    pub(super) fn knows(&self, kind: Option<StepKind>) -> bool {
         !self.warming_up && kind.is_some_and(|kind| self.known.has(kind, &self.wire.open.counts))
     }
 
     /// Remembers the kind of a step that has ended.
-    pub(super) fn remember(&mut self, kind: Kind, stream: Stream) -> Result<()> {
+    pub(super) fn remember(&mut self, kind: StepKind, stream: Stream) -> Result<()> {
         let LmHead { wire: Wire { open, exchange, group, .. }, known, .. } = self;
         if !known.add(kind, &open.counts) {
             return Ok(());
@@ -170,14 +175,14 @@ impl LmHead {
         made.map_err(|fault: Fault| fault.into_error(&open.call, group.ranks()))
     }
 
-    /// Ends what a step that failed for `reason` has queued and not waited for, so that soon nothing uses the
-    /// caller's memory. The peers have been told already.
+    /// After a step failed for `reason`: ends the work that it has queued and not waited for, so that soon
+    /// nothing uses the caller's memory. The peers have been told already.
     pub(super) fn end_queued(&mut self, call: &Call, reason: &str) {
         let Some(stream) = self.wire.open.stream.take() else { return };
         let exchange = &self.wire.exchange;
         let Some(device) = exchange.device() else { return };
         // A panic may have come when a collective was queued but not in the list, or in the wait for it.
-        // Those of an asynchronous step are in no list.
+        // Collectives of an asynchronous step are not in this list.
         if !self.wire.deferred.is_empty() || self.wire.open.asynchronous || std::thread::panicking() {
             device.abort(&Fault::Abandoned { member: exchange.me(), reason: reason.into() });
         }
@@ -185,7 +190,7 @@ impl LmHead {
             device.forget(before);
             device.forget(behind);
         }
-        // Where the end cannot be marked, it may come at any time.
+        // Without an end mark, wait the full time.
         let (end, until) = (device.mark(call, stream).ok(), Instant::now() + LEAVES);
         while Instant::now() < until && end.is_none_or(|end| device.marks().is_reached(end) == Ok(false)) {
             std::thread::sleep(Duration::from_micros(50));
@@ -230,17 +235,17 @@ mod tests {
     fn a_step_is_known_where_one_of_its_kind_had_as_many_rows_of_each_replica() {
         let kind = |request, rows| {
             let (filters, placed) = (Filters::ByHost, DeviceAdjustments::default());
-            Kind { request, filters, placed, lent: false, picked: false, rows, rounds: 0 }
+            StepKind { request, filters, placed, lent: false, picked: false, rows, rounds: 0 }
         };
         let (argmax, other) = (kind(Request::argmax(), 8), kind(Request::top_k(3), 8));
         let mut known = Known::new(2);
         assert!(!known.has(argmax, &[0, 0]));
         assert!(known.add(argmax, &[4, 4]) && !known.add(argmax, &[2, 5]));
         assert!(known.has(argmax, &[3, 5]) && known.has(argmax, &[4, 4]) && known.has(argmax, &[0, 0]));
-        // Of one replica's rows as many, of the group's more than in any step before.
+        // One replica has as many rows as before, but the group has more.
         assert!(!known.has(argmax, &[4, 5]) && !known.has(argmax, &[5, 2]) && !known.has(argmax, &[1, 6]));
-        assert!(!known.has(other, &[1, 1]) && !known.has(Kind { lent: true, ..argmax }, &[1, 1]));
-        let picked = Kind { picked: true, ..other };
+        assert!(!known.has(other, &[1, 1]) && !known.has(StepKind { lent: true, ..argmax }, &[1, 1]));
+        let picked = StepKind { picked: true, ..other };
         assert!(known.add(picked, &[3, 3]) && known.has(other, &[3, 2]) && !known.has(other, &[3, 4]));
         // Beyond what there is room for, the oldest kinds go.
         for rows in 0..2 * MOST {

@@ -41,7 +41,7 @@ use std::time::Instant;
 
 /// Memory that lives from step to step.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct LogprobsBuffers {
     /// Targets of all rows of the group.
     ids: Vec<u32>,
     pub told: Told,
@@ -153,7 +153,7 @@ impl Run<'_> {
 
         let room = self.config.logprobs_chunk_rows(size, hidden.dtype(), per_row, top_n)?;
         let counts = self.wire.open.counts.len();
-        let Room { ids, told, next, firsts, of_parts } = logprobs;
+        let LogprobsBuffers { ids, told, next, firsts, of_parts } = logprobs;
         fill(next, 0, counts, "row counts")?;
         let mut done = 0;
         while *next != self.wire.open.counts {
@@ -296,7 +296,7 @@ impl Run<'_> {
         lists: &mut Lists,
         small: &mut Small,
         out: AnswerBuffers<'_>,
-        scratch: &mut finish::Scratch,
+        scratch: &mut finish::FinishScratch,
     ) -> Result<()> {
         let began = Instant::now();
         let (me, spec) = (self.wire.group.me(), telling.spec());
@@ -350,7 +350,7 @@ impl Run<'_> {
         per_row: usize,
         lists: &mut Lists,
         small: &mut Small,
-        room: &mut Room,
+        room: &mut LogprobsBuffers,
     ) -> Result<()> {
         let began = Instant::now();
         let Small { send, recv } = small;

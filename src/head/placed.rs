@@ -1,6 +1,6 @@
 //! Inputs in device memory on their way to matmuls and passes, on the step's stream. The host neither reads
-//! them nor waits for them, with one exception: where the host decides the filters of sampling, it reads the
-//! parameters, since these decide what the step exchanges.
+//! them nor waits for them, with one exception: if the host decides the filters of sampling, it reads the
+//! parameters, because these decide what the step exchanges.
 //!
 //! ```text
 //! targets      i64 -> u32   all_gather over replicas
@@ -25,7 +25,7 @@ use std::time::Instant;
 
 /// Memory that lives from step to step.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct PlacedBuffers {
     /// Messages to the shards; messages from the replicas; masks and entries that are made of them.
     packed: Arena,
     received: Arena,
@@ -50,9 +50,9 @@ pub(super) struct Targets {
     candidates: Arena,
 }
 
-impl Room {
+impl PlacedBuffers {
     pub fn arenas(&mut self) -> [&mut Arena; 3] {
-        let Room { packed, received, entries } = self;
+        let PlacedBuffers { packed, received, entries } = self;
         [packed, received, entries]
     }
 }
@@ -134,7 +134,7 @@ impl Run<'_> {
         self.memory != Memory::Host
     }
 
-    /// Status words for what is wrong with the own rows' inputs, zeros at first; empty where the host has
+    /// Status words for what is wrong with this rank's rows' inputs, zeros at first; empty where the host has
     /// checked all inputs.
     pub(super) fn begin_status<'b>(
         &mut self,
@@ -157,7 +157,7 @@ impl Run<'_> {
         Ok(status)
     }
 
-    /// Adds the status words of the own rows to those of their inputs.
+    /// Adds the status words of this rank's rows to those of their inputs.
     pub(super) fn with_status<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -173,7 +173,7 @@ impl Run<'_> {
         Ok(status.into_span())
     }
 
-    /// Encodes the own targets as ranks exchange them, u32; a padded step has padding among them.
+    /// Encodes this rank's targets as ranks exchange them, u32; a padded step has padding among them.
     pub(super) fn encode_targets<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -241,7 +241,7 @@ impl Run<'_> {
         Ok(all.into_span())
     }
 
-    /// Rows of the own replica in this step, with padding; the replica brings `mine`.
+    /// Rows of this rank's replica in this step, with padding; the replica brings `mine`.
     pub(super) fn rows_of_replica(&self, mine: usize) -> usize {
         if self.wire.open.padded { self.padded(1).rows() } else { mine }
     }
@@ -308,14 +308,14 @@ impl Run<'_> {
 
     /// This shard's slice of the adjustments in device memory, for the rows `lists.parts[replica]` of every
     /// replica, or for all rows of a padded step, in group order; `None` in a step without. `status`: status
-    /// words of the own rows among these.
+    /// words of this rank's rows among these.
     pub(super) fn place_adjustments<'b>(
         &mut self,
         compute: &mut Compute<'_>,
         mine: &DeviceInputs<'b>,
         status: SpanMut<'_>,
         lists: &mut Lists,
-        room: &'b mut Room,
+        room: &'b mut PlacedBuffers,
     ) -> Result<Option<PlacedAdjustments<'b>>> {
         let mut of = self.wire.open.header.placed;
         if of.is_empty() {

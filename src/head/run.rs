@@ -37,13 +37,13 @@ pub(super) struct StepScratch {
     pub words: Arena,
     pub lists: Lists,
     pub small: Small,
-    pub adjusting: adjusting::Room,
-    /// Status words for what is wrong with the own rows' inputs in device memory.
+    pub adjusting: adjusting::AdjustmentBuffers,
+    /// Status words for what is wrong with this rank's rows' inputs in device memory.
     pub input_status: Arena,
-    pub placed: placed::Room,
-    pub logprobs: logprobs::Room,
-    pub sampling: sampling::Room,
-    pub finish: finish::Scratch,
+    pub placed: placed::PlacedBuffers,
+    pub logprobs: logprobs::LogprobsBuffers,
+    pub sampling: sampling::SamplingBuffers,
+    pub finish: finish::FinishScratch,
 }
 
 impl StepScratch {
@@ -121,7 +121,7 @@ impl Compute<'_> {
         loaded.inputs(what, &mut on)
     }
 
-    pub fn finish(&mut self, what: Finish<'_>, scratch: &mut finish::Scratch) -> Result<()> {
+    pub fn finish(&mut self, what: Finish<'_>, scratch: &mut finish::FinishScratch) -> Result<()> {
         let (loaded, mut on) = self.on();
         loaded.finish(what, scratch, &mut on)
     }
@@ -135,9 +135,9 @@ pub(super) struct Run<'s> {
     /// Where rows and answers are.
     pub memory: Memory,
     pub stream: Stream,
-    /// Bytes of the own weights.
+    /// Bytes of this rank's weights.
     pub shard_bytes: u64,
-    /// The first of the own rows that this run computes, as the caller numbers them.
+    /// The first of this rank's rows that this run computes, as the caller numbers them.
     pub first_row: usize,
 }
 
@@ -215,7 +215,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// hidden rows -> gather: the rows of all replicas, in group order, and the status words of the own rows.
+    /// hidden rows -> gather: the rows of all replicas, in group order, and the status words of this rank's
+    /// rows.
     pub fn gather<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -275,7 +276,7 @@ impl Run<'_> {
         Ok((HiddenRows::strided(rows, hidden.dtype(), total, hidden.hidden(), bytes)?, Span::EMPTY))
     }
 
-    /// Gathers the rows `lists.parts[replica]` of every replica, in group order; `hidden` are the own ones.
+    /// Gathers the rows `lists.parts[replica]` of every replica, in group order; `hidden` are this rank's.
     pub fn gather_parts<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -366,7 +367,7 @@ impl Run<'_> {
         (send, recv, words): (&mut Arena, &mut Arena, &mut Arena),
         lists: &mut Lists,
         mut answer: AnswerBuffers<'_>,
-        scratch: &mut finish::Scratch,
+        scratch: &mut finish::FinishScratch,
     ) -> Result<()> {
         let (began, rows) = (Instant::now(), job.rows.len());
         let (stride, row_status) = (answer.logits_stride, answer.row_status.reborrow());

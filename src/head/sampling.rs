@@ -40,7 +40,7 @@ use crate::result::{AnswerBuffers, RowInputs, TokenLogprobs};
 use crate::rows::HiddenRows;
 use crate::sampling::cut::{Kept, Sum};
 use crate::sampling::mass::Scale;
-use crate::sampling::{Filters, Kind, PARAMS_BYTES, SamplingParams};
+use crate::sampling::{DrawKind, Filters, PARAMS_BYTES, SamplingParams};
 use crate::step::{self, HEADER_BYTES};
 use bytemuck::Zeroable;
 use std::ops::Range;
@@ -48,15 +48,15 @@ use std::time::Instant;
 
 /// Memory that lives from step to step.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct SamplingBuffers {
     /// Parameters of all rows that are computed.
     params: Vec<SamplingParams>,
     /// Buffers of steps in which the host reads no parameters.
-    unseen: on_device::Room,
-    /// Parameters of the own rows, where these are in device memory.
+    unseen: on_device::DeviceBuffers,
+    /// Parameters of this rank's rows, where these are in device memory.
     placed: Vec<SamplingParams>,
     placed_rows: Vec<SamplingRow>,
-    kinds: Vec<Kind>,
+    kinds: Vec<DrawKind>,
     /// Rows that need their largest logit, and these logits.
     maxima_rows: Vec<usize>,
     maxima: Vec<f32>,
@@ -64,7 +64,7 @@ pub(super) struct Room {
     wanted: Vec<(usize, Wanted)>,
     /// Where each row's candidates begin, and where the last ones end.
     firsts: Vec<usize>,
-    cuts: cuts::Room,
+    cuts: cuts::CutBuffers,
     tokens: Vec<u32>,
     told: Told,
 }
@@ -75,11 +75,11 @@ struct Filtered {
     /// Index among the rows that are computed.
     row: usize,
     params: SamplingParams,
-    kind: Kind,
+    kind: DrawKind,
     kept: Kept,
 }
 
-impl Room {
+impl SamplingBuffers {
     /// Buffers of steps that a CUDA graph may capture.
     pub fn arenas(&mut self) -> [&mut Arena; 4] {
         self.unseen.arenas()
@@ -132,7 +132,7 @@ impl Run<'_> {
         sampling.kinds.extend(sampling.params.iter().map(|params| params.kind(vocab_size)));
         let (began, n) = (Instant::now(), rows.len());
         let job = Job { rows, epilogue: self.config.epilogue(), adjustments, placed };
-        if logprobs.is_none() && sampling.kinds.iter().all(|kind| *kind == Kind::Best) {
+        if logprobs.is_none() && sampling.kinds.iter().all(|kind| *kind == DrawKind::Best) {
             let candidates = self.draw_in_product(compute, &job, &sampling.params, send)?;
             self.wire.open.stats.matmul += began.elapsed();
             let began = Instant::now();
@@ -156,21 +156,21 @@ impl Run<'_> {
 
         self.share_tokens(lists, small, sampling)?;
         let of = if raw { Which::Raw } else { Which::Adjusted };
-        let Room { told, .. } = sampling;
+        let SamplingBuffers { told, .. } = sampling;
         let telling = Telling { job: None, of, rows: n, targets: 1, top_n, drawn: true, own };
         let all = 0..4 * told.targets.len();
         let parts = std::slice::from_ref(&all);
         self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
     }
 
-    /// Reads the own parameters, where they are in device memory. The host waits for them, since they decide
-    /// what the step exchanges.
+    /// Reads this rank's parameters if they are in device memory. The host waits for them, because they
+    /// decide what the step exchanges.
     fn place_sampling(
         &mut self,
         compute: &mut Compute<'_>,
         inputs: &RowInputs<'_>,
         status: SpanMut<'_>,
-        room: &mut Room,
+        room: &mut SamplingBuffers,
     ) -> Result<()> {
         room.placed.clear();
         let Some(from) = &inputs.on_device.sampling else { return Ok(()) };
@@ -253,12 +253,12 @@ impl Run<'_> {
         compute: &mut Compute<'_>,
         lists: &mut Lists,
         small: &mut Small,
-        room: &mut Room,
+        room: &mut SamplingBuffers,
     ) -> Result<()> {
-        let Room { params, kinds, maxima_rows, maxima, filtered, .. } = room;
+        let SamplingBuffers { params, kinds, maxima_rows, maxima, filtered, .. } = room;
         filtered.clear();
         maxima_rows.clear();
-        let needs = |row: &usize| matches!(kinds[*row], Kind::Threshold | Kind::Cut { .. });
+        let needs = |row: &usize| matches!(kinds[*row], DrawKind::Threshold | DrawKind::Cut { .. });
         maxima_rows.extend((0..kinds.len()).filter(needs));
         if maxima_rows.is_empty() {
             return Ok(());
@@ -308,14 +308,14 @@ impl Run<'_> {
     fn candidates<'b>(
         &mut self,
         compute: &mut Compute<'_>,
-        room: &mut Room,
+        room: &mut SamplingBuffers,
         send: &'b mut Arena,
     ) -> Result<SpanMut<'b>> {
-        let Room { params, kinds, filtered, wanted, .. } = room;
+        let SamplingBuffers { params, kinds, filtered, wanted, .. } = room;
         let own_ids = self.wire.shards()[self.wire.group.me()].len();
         wanted.clear();
         wanted.extend(kinds.iter().zip(&*params).enumerate().map(|(row, (kind, params))| match kind {
-            Kind::Listed { .. } => (row, Wanted::Best { k: places(*kind, own_ids) }),
+            DrawKind::Listed { .. } => (row, Wanted::Best { k: places(*kind, own_ids) }),
             _ => (row, Wanted::Drawn { params: *params, kept: None }),
         }));
         for own in &*filtered {
@@ -337,11 +337,11 @@ impl Run<'_> {
         with_tokens: bool,
         (candidates, recv): (SpanMut<'_>, &mut Arena),
         lists: &mut Lists,
-        room: &mut Room,
+        room: &mut SamplingBuffers,
         answer: &mut AnswerBuffers<'_>,
-        scratch: &mut finish::Scratch,
+        scratch: &mut finish::FinishScratch,
     ) -> Result<()> {
-        let Room { params, kinds, firsts, tokens, .. } = room;
+        let SamplingBuffers { params, kinds, firsts, tokens, .. } = room;
         let (me, vocab_size) = (self.wire.group.me(), self.config.vocab_size);
         let (own_ids, each) = (self.wire.shards()[me].len(), size_of::<Candidate>());
         firsts.clear();
@@ -380,9 +380,14 @@ impl Run<'_> {
     }
 
     /// Tells every shard the tokens of all rows, whose logprobs are asked for.
-    fn share_tokens(&mut self, lists: &mut Lists, small: &mut Small, room: &mut Room) -> Result<()> {
+    fn share_tokens(
+        &mut self,
+        lists: &mut Lists,
+        small: &mut Small,
+        room: &mut SamplingBuffers,
+    ) -> Result<()> {
         let began = Instant::now();
-        let Room { tokens, told, .. } = room;
+        let SamplingBuffers { tokens, told, .. } = room;
         told.answered.clear();
         told.targets.clear();
         let (me, size) = (self.wire.group.me(), self.wire.group.size());

@@ -44,15 +44,18 @@ pub struct StepOptions {
     /// Who knows the filters of a sampling step. Where the host does not read parameters, tensor-parallel
     /// ranks must pass the same ones: they are compared only in replays of a graph in capacity mode.
     pub filters: Filters,
-    /// [`LmHead::run_into`] returns when the step is queued, as a replay of a graph does: for steps that may
-    /// be captured ([`LmHead::is_capturable`]), outside of a capture. In capacity mode the device compares
-    /// the contract, and every rank says the same here: a mix ends by the timeout. The transport finds faults
-    /// within the timeout; [`FlightRecorder::fault`] and the next step tell them. Rows, inputs, workspace and
-    /// answer must live until the stream has passed the step, and the answer counts only if no fault is known
-    /// then. The head itself waits for such a step, until a timeout, before a step on another stream or in
-    /// host memory, and where it is rebuilt or dropped or gives memory back. A warm-up with as many rows, by
-    /// [`LmHead::warm_up_on_device`], makes the memory of such steps: what lacks is allocated behind the
-    /// work before.
+    /// [`LmHead::run_into`] returns once the step is queued. Allowed for capturable steps
+    /// ([`LmHead::is_capturable`]), outside a capture.
+    ///
+    /// - It must be the same on every rank: if ranks differ, the step ends at the timeout. In capacity mode
+    ///   the device compares the contract.
+    /// - Rows, inputs, workspace and answer must stay valid until the stream has passed the step.
+    /// - The answer counts if no fault is known then. The transport finds faults within the timeout;
+    ///   [`FlightRecorder::fault`] and the next step report them.
+    /// - A step on another stream or in host memory, `rebuild`, `release_memory` and dropping the head wait
+    ///   for the step, at most for the timeout.
+    /// - Warm up first, with as many rows ([`LmHead::warm_up_on_device`]): memory not warmed up is allocated
+    ///   on the stream after earlier work.
     ///
     /// [`FlightRecorder::fault`]: super::FlightRecorder::fault
     pub asynchronous: bool,
@@ -208,7 +211,7 @@ impl LmHead {
         known.then_some(&self.wire.open.counts[..])
     }
 
-    /// Which of the own rows are answered: all, or with `split_rows_over_tp` this rank's part.
+    /// Which of this rank's rows are answered: all, or with `split_rows_over_tp` this rank's part.
     pub fn answered_rows(&self, rows: usize) -> Range<usize> {
         let group = &self.wire.group;
         group.answered_rows(rows, group.me(), self.config.split_rows_over_tp)

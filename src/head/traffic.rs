@@ -11,7 +11,7 @@ use crate::layout::HeadGroup;
 use crate::merge::PartialSpec;
 use crate::result::Request;
 use crate::sampling::cut::{CUT_BYTES, Digits, WORD_BYTES};
-use crate::sampling::{Kind, PARAMS_BYTES, SamplingParams};
+use crate::sampling::{DrawKind, PARAMS_BYTES, SamplingParams};
 use crate::step::HEADER_BYTES;
 use serde::Serialize;
 
@@ -157,12 +157,12 @@ struct Sampled {
 }
 
 impl Sampled {
-    fn new(kind: Kind, group: &HeadGroup, counts: &[usize]) -> Self {
+    fn new(kind: DrawKind, group: &HeadGroup, counts: &[usize]) -> Self {
         let searches = match kind {
-            Kind::Cut { top_k, nucleus } => u128::from(top_k.is_some()) + u128::from(nucleus),
+            DrawKind::Cut { top_k, nucleus } => u128::from(top_k.is_some()) + u128::from(nucleus),
             _ => 0,
         };
-        let filters = matches!(kind, Kind::Threshold | Kind::Cut { .. });
+        let filters = matches!(kind, DrawKind::Threshold | DrawKind::Cut { .. });
         let rows = |member: usize| {
             let own = counts[group.replica_of(member)];
             (own, group.answered_rows(own, member, true).len())
@@ -202,7 +202,7 @@ impl Sampled {
 }
 
 /// Bytes of one row in the message of a shard, by its number of ids.
-fn row_stride(request: &Request, kind: Option<Kind>) -> Box<dyn Fn(usize) -> usize> {
+fn row_stride(request: &Request, kind: Option<DrawKind>) -> Box<dyn Fn(usize) -> usize> {
     let partials =
         |spec: PartialSpec| -> Box<dyn Fn(usize) -> usize> { Box::new(move |ids| spec.stride(ids)) };
     match *request {
@@ -212,7 +212,7 @@ fn row_stride(request: &Request, kind: Option<Kind>) -> Box<dyn Fn(usize) -> usi
         Request::Logprobs { targets, top_n, .. } => {
             partials(PartialSpec { k: top_n.max(1), sum: true, targets })
         }
-        Request::Sample { .. } => Box::new(move |ids| 8 * places(kind.unwrap_or(Kind::Best), ids)),
+        Request::Sample { .. } => Box::new(move |ids| 8 * places(kind.unwrap_or(DrawKind::Best), ids)),
     }
 }
 

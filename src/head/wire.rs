@@ -87,14 +87,14 @@ pub(super) struct Wire {
     shards: Vec<Range<usize>>,
     /// Headers of the last operation that carried any.
     headers: Vec<[u8; HEADER_BYTES]>,
-    room: Room,
+    room: CallLists,
     /// Collectives that were queued and not waited for, in their order.
     pub deferred: VecDeque<Deferred>,
 }
 
 /// Lists that each operation fills anew, in the same memory.
 #[derive(Default)]
-struct Room {
+struct CallLists {
     send: Vec<&'static [u8]>,
     recv: Vec<&'static mut [u8]>,
     send_pieces: Vec<Piece>,
@@ -145,7 +145,7 @@ impl Wire {
             recorder: Recorder::new(),
             open,
             name: name.into(),
-            room: Room::default(),
+            room: CallLists::default(),
             deferred: VecDeque::with_capacity(OPERATIONS),
         }
     }
@@ -227,7 +227,7 @@ impl Wire {
                 (_, Received::Device(stream)) => {
                     let device = device_of(exchange)?;
                     let send = Piece { address: send.address(), len: send.len() };
-                    let Room { recv_pieces, marks, .. } = room;
+                    let CallLists { recv_pieces, marks, .. } = room;
                     await_queued(device, call, exchange, (stream, waits), marks, || {
                         // SAFETY: spans of memory that the head keeps, or that its caller lends it, until the
                         // stream has passed the step.
@@ -275,7 +275,7 @@ impl Wire {
                         address: send.address() + range.start as u64,
                         len: range.len(),
                     };
-                    let Room { send_pieces, recv_pieces, marks, .. } = room;
+                    let CallLists { send_pieces, recv_pieces, marks, .. } = room;
                     send_pieces.clear();
                     send_pieces.extend(outgoing.iter().map(piece));
                     await_queued(device, call, exchange, (stream, waits), marks, || {
@@ -338,7 +338,7 @@ impl Wire {
             &dyn Exchange,
             &Call,
             &[usize],
-            &mut Room,
+            &mut CallLists,
             Received<'_>,
         ) -> std::result::Result<(), Fault>,
     ) -> Result<()> {

@@ -53,7 +53,7 @@ impl<'a> PartialMut<'a> {
         let (places, num_greater) = rest.split_at_mut(spec.places(ids) * size_of::<Candidate>());
         num_greater.fill(0);
         let row: &mut PartialRow = bytemuck::from_bytes_mut(row);
-        *row = PartialRow { digits: [0; 3], top: i32::MIN, status: 0, candidates: 0, none: 0 };
+        *row = PartialRow { digits: [0; 3], top: i32::MIN, status: 0, candidates: 0, reserved: 0 };
         let num_greater = &mut bytemuck::cast_slice_mut(num_greater)[..spec.targets];
         PartialMut { row, places: bytemuck::cast_slice_mut(places), num_greater }
     }
@@ -230,7 +230,7 @@ impl Merge {
         let Some(sum) = ExpSum::from_parts(row.top, row.digits) else {
             return Err(broken("the sum is none that logits have".into()));
         };
-        if row.candidates as usize > places || row.none != 0 {
+        if row.candidates as usize > places || row.reserved != 0 {
             return Err(broken(format!("wanted at most {places} candidates, got {}", row.candidates)));
         }
         self.status |= row.status;

@@ -45,13 +45,13 @@ impl Rates {
 /// padding included.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cost {
-    /// Blocks of that SM, or tiles of its one block, and how many of them run at once.
+    /// Blocks of the busiest SM, or tiles of its one block, and how many of them run at once.
     pub blocks: u64,
     pub blocks_per_sm: u64,
     /// Bytes of weights that the whole device reads from memory.
     pub weight_bytes: u64,
-    /// Bytes that come through the L2 cache: weights and rows of the SM's blocks. Of a piece of a tile only
-    /// its ids.
+    /// Bytes that come through the L2 cache: weights and rows of the SM's blocks. A tail tile counts only its
+    /// own ids.
     pub l2_bytes: u64,
     /// Bytes through shared memory: written by copies, read by each warp for its part of the tile, and twice
     /// the logits of the epilogue.
@@ -73,13 +73,12 @@ pub struct Clocks {
     pub l2: f64,
     pub shared: f64,
     pub tensor: f64,
-    /// What the last wave of a persistent kernel adds: there the busiest SM may wait for another term than in
-    /// the waves before, most often for a whole tile from L2 while others have none. Blocks of portable
-    /// kernels, of which an SM has several, are not in step and have none.
+    /// Extra clocks because the last wave overlaps on its own: there another term may limit the busiest SM.
+    /// 0 for portable kernels.
     pub last_wave: f64,
-    /// Clocks per wave that no other block's work hides: the latency of the first copies and the store of
-    /// the last logits.
-    pub tail: f64,
+    /// Clocks of all waves that no other block's work hides: in each wave filling the ring (the latency of
+    /// the first copies) and draining it (the store of the last logits).
+    pub fill_drain: f64,
 }
 
 /// How long terms take that overlap in time: the longest, plus an eighth of each other one, since overlap is
@@ -107,9 +106,10 @@ impl Clocks {
         self.overlapped().into_iter().fold(("memory", self.memory), longer).0
     }
 
-    /// The longest term, an eighth of each other one, and what nothing overlaps: the last wave and the tail.
+    /// The longest term, an eighth of each other one, and what nothing overlaps: the last wave, and fill and
+    /// drain.
     pub fn total(&self) -> f64 {
-        overlap(self.overlapped().map(|(_, clocks)| clocks)) + self.last_wave + self.tail
+        overlap(self.overlapped().map(|(_, clocks)| clocks)) + self.last_wave + self.fill_drain
     }
 
     /// Adds the last wave, which takes `last` of the four terms: the waves overlap each by itself.
@@ -163,7 +163,7 @@ impl Cost {
         let weights = (shape.vocab * shape.hidden * precision.weight_bytes()) as u64;
         // Saturating: on a device with few SMs the largest products are beyond 64 bits.
         let weight_bytes = weights.saturating_mul(passes);
-        // Of a piece in the last wave fewer ids are copied; the instructions are those of a tile.
+        // A tail tile copies fewer ids, but executes the instructions of a whole tile.
         let last_wave = if tile.family == Family::Wgmma { hopper::last_wave(plan) } else { None };
         let spared = last_wave.as_ref().map_or(0, |last| steps * ((tile.block_n - last.ids) * 128) as u64);
         let (l2_bytes_of_one, shared_bytes_of_one) = (steps * copied, steps * read + epilogue);
@@ -183,7 +183,7 @@ impl Cost {
             shared: shared_bytes as f64 / rates.shared,
             tensor: products as f64 / tensor,
             last_wave: 0.0,
-            tail: waves as f64 * (rates.latency + epilogue as f64 / rates.shared),
+            fill_drain: waves as f64 * (rates.latency + epilogue as f64 / rates.shared),
         };
         let clocks = match last_wave {
             Some(last) => clocks.with_last_wave([
@@ -210,11 +210,11 @@ impl Cost {
 
 impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Clocks { memory, l2, shared, tensor, last_wave, tail } = self.clocks;
+        let Clocks { memory, l2, shared, tensor, last_wave, fill_drain } = self.clocks;
         write!(
             f,
             "{:.0} clocks, bound by {}: memory {memory:.0}, L2 {l2:.0}, shared memory {shared:.0}, tensor cores {tensor:.0}, \
-             last wave {last_wave:.0}, tail {tail:.0}; \
+             last wave {last_wave:.0}, fill and drain {fill_drain:.0}; \
              {} blocks an SM, {} at once, {} of {} bytes in flight",
             self.clocks.total(),
             self.clocks.bound(),

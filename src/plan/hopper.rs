@@ -10,8 +10,8 @@
 //! assert_eq!(
 //!     plan.to_string(),
 //!     "stage_rows on 32 blocks, then wgmma_matmul_bf16_128x32 on 132 blocks that share 924 tiles of \
-//!      128 ids x 32 rows and 126 pieces of 88 ids: 288 threads, 4 stages, 189440 bytes of shared memory; \
-//!      458752 bytes of workspace"
+//!      128 ids x 32 rows and 126 tail tiles of 88 ids: 288 threads, 4 stages, 189440 bytes of shared \
+//!      memory; 458752 bytes of workspace"
 //! );
 //! # Ok(())
 //! # }
@@ -132,7 +132,8 @@ pub struct StagePlan {
     pub shared_bytes: usize,
 }
 
-/// Bytes of shared memory of a block.
+/// Bytes of shared memory of a block. Stated in kernels/hopper/tile.cuh and src/plan/hopper.rs;
+/// broken_wgmma_matmul.rs compares the two for every tile.
 pub(super) const fn shared_bytes(tile: &Tile, stages: usize) -> usize {
     let part_rows = if tile.block_m < PART_ROWS { tile.block_m } else { PART_ROWS };
     let (part_ids, barriers) = (tile.epilogue_n(), 16 * *RING_STAGES.end());
@@ -441,7 +442,7 @@ mod tests {
                 if let Some(tail) = &plan.tail {
                     prop_assert!(tail.fits(&plan.tile, &shape));
                     prop_assert_eq!(tail.whole_tiles as usize % num_sms, 0);
-                    prop_assert!(tail.pieces(&plan.tile, &shape) as usize <= num_sms);
+                    prop_assert!(tail.tiles(&plan.tile, &shape) as usize <= num_sms);
                     let plain = plan.without_tail(&limits);
                     prop_assert!(plain.tail.is_none() && all.contains(&plain));
                     let clocks = |of: &Plan| of.cost(&limits).clocks.total();

@@ -1,30 +1,30 @@
 //! The last wave of tiles. A persistent kernel's blocks, one per SM, take tiles in turn; in the last turn
-//! there are seldom as many tiles as blocks. Its ids are then cut into equal pieces, one for each block.
+//! there are seldom as many tiles as blocks. Its ids are then cut into equal tail tiles, one for each block.
 //!
 //! 129280 ids on 132 SMs are 15 tiles of 64 for each, and 40 tiles. As tiles these would give the busiest SM
-//! 1024 ids, 4.6 % above the mean of 979.4; as 107 pieces of 24 ids they give it 984, 0.5 % above.
+//! 1024 ids, 4.6 % above the mean of 979.4; as 107 tail tiles of 24 ids they give it 984, 0.5 % above.
 
 use super::{DeviceLimits, Family, Plan, Precision, Shape, Tile, hopper};
 
 /// Ids that a copy brings at least: packed weights repeat their swizzle after them.
 const GROUP: usize = 8;
 
-/// The fewest ids of a piece. The instructions read 64 ids of shared memory all the same: with fewer ids than
-/// these that takes as long as the copies from L2.
+/// The fewest ids of a tail tile. The instructions read 64 ids of shared memory all the same: with fewer ids
+/// than these that takes as long as the copies from L2.
 const FEWEST: usize = 16;
 
 /// How the ids of the last wave are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tail {
-    /// The tiles before it, with all of their ids.
+    /// Number of tiles before the cut, which have all of their ids.
     pub whole_tiles: u32,
-    /// Ids of each tile behind those, a multiple of 8. The last one may have fewer.
+    /// Ids of each later tile, a multiple of 8. The last one may have fewer.
     pub ids: u32,
 }
 
 impl Tail {
-    /// Where pieces are smaller than the tiles would be. They are only for tiles that hold all rows and share
-    /// no copies with another block, which are those whose time the weights take.
+    /// The cut, if it makes tiles smaller. Only for tiles that hold all rows and are not in a cluster: there
+    /// reading weights decides the time.
     pub fn of(tile: &Tile, shape: &Shape, limits: &DeviceLimits) -> Option<Tail> {
         let (sms, block_n) = (limits.num_sms.max(1), tile.block_n);
         let whole_tiles = shape.vocab / block_n / sms * sms;
@@ -45,18 +45,18 @@ impl Tail {
             && ids < tile.block_n
     }
 
-    /// How many pieces there are.
-    pub fn pieces(&self, tile: &Tile, shape: &Shape) -> u32 {
+    /// How many tail tiles there are.
+    pub fn tiles(&self, tile: &Tile, shape: &Shape) -> u32 {
         let before = (self.whole_tiles as usize).saturating_mul(tile.block_n);
         shape.vocab.saturating_sub(before).div_ceil(self.ids.max(1) as usize) as u32
     }
 }
 
 impl Plan {
-    /// Tiles that the blocks compute, counted by cluster, pieces included.
+    /// Tiles that the blocks compute, counted by cluster, tail tiles included.
     pub fn tiles(&self) -> u32 {
         match &self.tail {
-            Some(tail) => tail.whole_tiles.saturating_add(tail.pieces(&self.tile, &self.shape)),
+            Some(tail) => tail.whole_tiles.saturating_add(tail.tiles(&self.tile, &self.shape)),
             None => self.tile.tiles(&self.shape).unwrap_or(u32::MAX),
         }
     }
@@ -81,7 +81,7 @@ impl Plan {
 pub(crate) fn most_parts(precision: Precision, vocab: usize, limits: &DeviceLimits) -> usize {
     let shape = Shape { rows: 1, vocab, hidden: 1 };
     let parts = |tile: &Tile| match Tail::of(tile, &shape, limits) {
-        Some(tail) => tail.whole_tiles as usize + tail.pieces(tile, &shape) as usize,
+        Some(tail) => tail.whole_tiles as usize + tail.tiles(tile, &shape) as usize,
         None => vocab.div_ceil(tile.epilogue_n()),
     };
     precision.packed_tiles().iter().map(parts).max().unwrap_or(0)
@@ -109,8 +109,8 @@ mod tests {
     #[test]
     fn the_last_wave_is_cut_evenly() {
         let limits = &DeviceLimits::H100;
-        // (ids of a tile, vocabulary, (whole tiles, ids of a piece, pieces), ids of the busiest SM with
-        // pieces and without).
+        // (ids of a tile, vocabulary, (whole tiles, ids of a tail tile, tail tiles), ids of the busiest SM
+        // with tail tiles and without).
         for (block_n, vocab, wanted, most, plain) in [
             (64, 129_280, Some((1980, 24, 107)), 984, 1024),
             (128, 129_280, Some((924, 88, 126)), 984, 1024),
@@ -127,14 +127,14 @@ mod tests {
             (64, 132 * 64 * 3 + 1, Some((396, 16, 1)), 208, 256),
         ] {
             let cut = plan(block_n, 8, vocab);
-            let pieces = |tail: Tail| (tail.whole_tiles, tail.ids, tail.pieces(&cut.tile, &cut.shape));
-            assert_eq!(cut.tail.map(pieces), wanted, "{cut}");
+            let numbers = |tail: Tail| (tail.whole_tiles, tail.ids, tail.tiles(&cut.tile, &cut.shape));
+            assert_eq!(cut.tail.map(numbers), wanted, "{cut}");
             assert_eq!((most_ids(&cut), most_ids(&cut.without_tail(limits))), (most, plain), "{cut}");
         }
     }
 
     #[test]
-    fn only_tiles_that_hold_all_rows_alone_have_pieces() {
+    fn only_tiles_that_hold_all_rows_alone_have_tail_tiles() {
         assert!(plan(64, 32, 129_280).tail.is_some());
         // Two tiles of rows; then a cluster.
         assert_eq!(plan(64, 200, 129_280).tail, None);
@@ -147,11 +147,9 @@ mod tests {
         let limits = &DeviceLimits::H100;
         let cut = plan(64, 8, 129_280);
         let said = cut.to_string();
-        assert!(
-            said.contains(
-                "on 132 blocks that share 1980 tiles of 64 ids x 8 rows and 107 pieces of 24 ids: "
-            )
-        );
+        assert!(said.contains(
+            "on 132 blocks that share 1980 tiles of 64 ids x 8 rows and 107 tail tiles of 24 ids: "
+        ));
         let (cost, plain) = (cut.cost(limits), cut.without_tail(limits).cost(limits));
         assert_eq!((cost.blocks, cost.weight_bytes), (plain.blocks, plain.weight_bytes));
         // 112 columns of 128 bytes of k: 15 tiles of 64 ids and 8 rows, and 24 ids and 8 rows.

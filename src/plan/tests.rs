@@ -146,7 +146,7 @@ fn clusters_share_what_they_copy() {
     assert_eq!([small.products, large.products], [6 * 128 * 128 * 256, 4 * 256 * 128 * 256]);
     // Two stages of a column each ahead of the one that is read.
     assert_eq!([small.in_flight, large.in_flight], [2 * 256 * column, 2 * 384 * column]);
-    // Of one row, an instruction takes as long as of 32.
+    // With one row an instruction takes as long as with 32.
     let one = Plan::packed(precision, Shape { rows: 1, ..shape }, &limits).expect("a plan");
     assert_eq!((one.tile.block_n, one.tile.block_m), (64, 8));
     assert_eq!(one.cost(&limits).products, 4 * 64 * 32 * 256);

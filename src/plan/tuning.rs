@@ -47,8 +47,8 @@ pub struct Choice {
     /// Ids of the shard.
     pub vocab: usize,
     pub hidden: usize,
-    /// The most rows. The least are one more than in the choice before, of the same shape, precision and
-    /// layout.
+    /// Largest row count it serves. The smallest is one more than in the choice before, of the same shape,
+    /// precision and layout.
     pub rows: usize,
     /// A kernel of [`Precision::tiles`] or [`Precision::packed_tiles`]: it tells precision and layout.
     pub kernel: String,
@@ -166,7 +166,10 @@ impl Tuning {
             let most = hopper::staged_rows(precision, before + 1);
             if layout == WeightLayout::Packed && tile.cluster_m() > most {
                 // A workspace for more rows must do for fewer.
-                let wanted = format!("a tile of at most {most} rows, as it is for {} rows, too", before + 1);
+                let wanted = format!(
+                    "a tile of at most {most} rows, because this choice also serves {} rows",
+                    before + 1
+                );
                 let fix = "add a choice for fewer rows before it";
                 return refuse(wanted, format!("one of {}", tile.cluster_m()), fix);
             }

@@ -11,6 +11,7 @@ use super::{
     Accuracy, Reference, ReferenceRow, Truth, adjust_row, judge_sample, logsumexp, logsumexp_allowed,
 };
 use crate::config::HeadConfig;
+use crate::digest::{MULTIPLIER, mix64};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
@@ -305,10 +306,9 @@ struct Sample(u64);
 
 impl Sample {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        let number = mix64(self.0);
+        self.0 = self.0.wrapping_add(MULTIPLIER);
+        number
     }
 
     /// `always`, the first and the last of `0..n`, and others up to `limit`; ascending, distinct.

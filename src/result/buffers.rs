@@ -290,7 +290,7 @@ pub struct OwnedAnswer {
     pub(crate) ids: Vec<i64>,
     pub(crate) values: Vec<f32>,
     pub(crate) logsumexp: Vec<f32>,
-    /// Of no targets and no best ids where the request has none.
+    /// Empty if the request has no targets and no best ids.
     pub(crate) logprobs: Logprobs,
 }
 

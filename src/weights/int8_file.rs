@@ -14,7 +14,7 @@
 //! | `lmhead.quantize` | how the file was made |
 
 use super::checkpoint::Checkpoint;
-use super::load::{Meter, Progress, Rows, rows_per_task};
+use super::load::{Meter, Progress, StoredRows, rows_per_task};
 use super::safetensors_file::SafetensorsFile;
 use super::stored::Format;
 use crate::config::{HeadConfig, ModelConfig};
@@ -136,7 +136,9 @@ impl Checkpoint {
         })?;
         let bad = bad.into_inner();
         if bad < vocab_size {
-            return Err(Rows { weight: &self.head.weight, vocab: 0..vocab_size, hidden }.not_finite(bad));
+            return Err(
+                StoredRows { weight: &self.head.weight, vocab: 0..vocab_size, hidden }.not_finite(bad)
+            );
         }
         written.map_err(failed)?;
         let mut bytes = Vec::with_capacity(4 * vocab_size);

@@ -112,15 +112,15 @@ fn read(head: &StoredHead, vocab: Range<usize>, how: How, progress: Option<Progr
             Matrix::E4m3 { values: file.values("E4M3 weights")?, scales }
         }
         Format::Float(dtype) if how.quantize => {
-            let source = Rows { weight: &head.weight, vocab, hidden: head.hidden };
+            let source = StoredRows { weight: &head.weight, vocab, hidden: head.hidden };
             quantized(&source, *dtype, &file, &meter)?
         }
         Format::Float(dtype) if how.widen && *dtype != DType::F32 => {
-            let source = Rows { weight: &head.weight, vocab, hidden: head.hidden };
+            let source = StoredRows { weight: &head.weight, vocab, hidden: head.hidden };
             widened(&source, *dtype, &file, &meter)?
         }
         Format::Float(dtype) => {
-            let source = Rows { weight: &head.weight, vocab, hidden: head.hidden };
+            let source = StoredRows { weight: &head.weight, vocab, hidden: head.hidden };
             match dtype {
                 DType::F32 => {
                     let values = file.values::<f32>("f32 weights")?;
@@ -193,13 +193,13 @@ impl File<'_> {
 }
 
 /// The shard's rows of a float weight.
-pub(super) struct Rows<'a> {
+pub(super) struct StoredRows<'a> {
     pub weight: &'a Tensor,
     pub vocab: Range<usize>,
     pub hidden: usize,
 }
 
-impl Rows<'_> {
+impl StoredRows<'_> {
     /// Checks that all values are finite. `magnitude` gives a value's bits without the sign: those of finite
     /// floats are below `infinity`, those of all others are not. So one integer maximum per row is enough,
     /// which vectorises.
@@ -248,7 +248,7 @@ impl Rows<'_> {
 /// per thread, and keeps of the file only the parts that the threads are working on. `cargo bench --bench
 /// cpu_load` (`benches/results/cpu/load.json`) compares its time with those of reading the file, of clearing
 /// the copy's pages, and of quantising.
-fn quantized(source: &Rows<'_>, dtype: DType, file: &File<'_>, meter: &Meter<'_>) -> Result<Matrix> {
+fn quantized(source: &StoredRows<'_>, dtype: DType, file: &File<'_>, meter: &Meter<'_>) -> Result<Matrix> {
     const WHAT: &str = "int8 weights";
     let (rows, hidden) = (source.vocab.len(), source.hidden);
     let row_bytes = hidden * dtype.size();
@@ -278,7 +278,7 @@ fn quantized(source: &Rows<'_>, dtype: DType, file: &File<'_>, meter: &Meter<'_>
 }
 
 /// Widens the rows to f32, which is exact.
-fn widened(source: &Rows<'_>, dtype: DType, file: &File<'_>, meter: &Meter<'_>) -> Result<Matrix> {
+fn widened(source: &StoredRows<'_>, dtype: DType, file: &File<'_>, meter: &Meter<'_>) -> Result<Matrix> {
     const WHAT: &str = "f32 weights";
     let (rows, hidden) = (source.vocab.len(), source.hidden);
     let row_bytes = hidden * dtype.size();

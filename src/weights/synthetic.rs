@@ -24,7 +24,7 @@ use super::load::{Meter, Progress, rows_per_task};
 use super::storage::Fresh;
 use super::{HeadShard, Matrix};
 use crate::config::{ModelConfig, Quantization};
-use crate::digest;
+use crate::digest::{self, mix64};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::process;
@@ -260,13 +260,6 @@ impl Maker {
             },
         );
     }
-}
-
-fn mix64(z: u64) -> u64 {
-    let z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// The two keys of a row.

@@ -11,6 +11,7 @@ use lmhead::dtype::DType;
 use lmhead::memory::Span;
 use lmhead::merge::PartialSpec;
 use lmhead::rows::HiddenRows;
+use lmhead_testkit::Random;
 use proptest::prelude::*;
 
 /// Every number of rows that has a tile of its own, two tiles, and panels.
@@ -47,7 +48,7 @@ proptest! {
         let mut case = Case::new(kind, rows, hidden, vocab, data, seed);
         case.epilogue = epilogue;
         if biased {
-            let mut numbers = Numbers(seed ^ 1);
+            let mut numbers = Numbers(Random(seed ^ 1));
             case.bias = Some((0..vocab).map(|_| numbers.gaussian()).collect());
         }
         let picks: Vec<usize> = picks.iter().map(|pick| pick.index(rows)).collect();

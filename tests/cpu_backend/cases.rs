@@ -12,6 +12,7 @@ use lmhead::merge::{Merge, PartialSpec};
 use lmhead::params::LMHEAD_STATUS_NONFINITE;
 use lmhead::rows::HiddenRows;
 use lmhead::weights::{HeadShard, Matrix, Storage};
+use lmhead_testkit::Random;
 use proptest::prelude::*;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
@@ -40,36 +41,36 @@ pub fn isas() -> Vec<Isa> {
 
 /// A kind of head: the weights' type, how they are multiplied, and the type of its hidden states.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Kind {
+pub struct HeadKind {
     pub weights: DType,
     pub quantization: Quantization,
     pub hidden: DType,
 }
 
-impl Kind {
+impl HeadKind {
     pub fn types(self) -> HeadTypes {
         HeadTypes { weights: self.weights, quantization: self.quantization, hidden: self.hidden }
     }
 }
 
-pub const fn plain(dtype: DType) -> Kind {
-    Kind { weights: dtype, quantization: Quantization::None, hidden: dtype }
+pub const fn plain(dtype: DType) -> HeadKind {
+    HeadKind { weights: dtype, quantization: Quantization::None, hidden: dtype }
 }
 
 /// Weights and hidden states of two float types.
-pub const fn mixed(weights: DType, hidden: DType) -> Kind {
-    Kind { weights, quantization: Quantization::None, hidden }
+pub const fn mixed(weights: DType, hidden: DType) -> HeadKind {
+    HeadKind { weights, quantization: Quantization::None, hidden }
 }
 
-pub const fn int8(quantization: Quantization, hidden: DType) -> Kind {
-    Kind { weights: DType::I8, quantization, hidden }
+pub const fn int8(quantization: Quantization, hidden: DType) -> HeadKind {
+    HeadKind { weights: DType::I8, quantization, hidden }
 }
 
-pub const fn e4m3(hidden: DType) -> Kind {
-    Kind { weights: DType::E4m3, quantization: Quantization::W8a16, hidden }
+pub const fn e4m3(hidden: DType) -> HeadKind {
+    HeadKind { weights: DType::E4m3, quantization: Quantization::W8a16, hidden }
 }
 
-pub const KINDS: [Kind; 18] = [
+pub const KINDS: [HeadKind; 18] = [
     plain(DType::F32),
     plain(DType::F16),
     plain(DType::Bf16),
@@ -91,15 +92,11 @@ pub const KINDS: [Kind; 18] = [
 ];
 
 /// Numbers for tests: a pure function of the seed.
-pub struct Numbers(pub u64);
+pub struct Numbers(pub Random);
 
 impl Numbers {
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next()
     }
 
     pub fn uniform(&mut self) -> f64 {
@@ -134,7 +131,7 @@ impl Data {
 
 /// A head with its rows: stored as the kind says, and as exact f64 for the truth.
 pub struct Case {
-    pub kind: Kind,
+    pub kind: HeadKind,
     pub rows: usize,
     pub hidden: usize,
     pub vocab: usize,
@@ -164,8 +161,8 @@ pub fn row_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
 }
 
 impl Case {
-    pub fn new(kind: Kind, rows: usize, hidden: usize, vocab: usize, data: Data, seed: u64) -> Case {
-        let mut numbers = Numbers(seed);
+    pub fn new(kind: HeadKind, rows: usize, hidden: usize, vocab: usize, data: Data, seed: u64) -> Case {
+        let mut numbers = Numbers(Random(seed));
         let x: Vec<f32> = (0..rows * hidden).map(|_| data.value(&mut numbers)).collect();
         let mut weight = |_| match (kind.weights, data) {
             (DType::I8, Data::Integers) => data.value(&mut numbers),
@@ -322,7 +319,7 @@ pub fn shapes() -> impl Strategy<Value = (usize, usize, usize)> {
     (rows, hidden, vocab)
 }
 
-pub fn kinds() -> impl Strategy<Value = Kind> {
+pub fn kinds() -> impl Strategy<Value = HeadKind> {
     prop::sample::select(&KINDS[..])
 }
 

@@ -6,6 +6,7 @@ use crate::cases::{
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::quantize::quantize_row;
+use lmhead_testkit::Random;
 use proptest::prelude::*;
 
 proptest! {
@@ -22,7 +23,7 @@ proptest! {
         let mut case = Case::new(kind, rows, hidden, vocab, data, seed);
         case.epilogue = epilogue;
         if biased {
-            let mut numbers = Numbers(seed ^ 1);
+            let mut numbers = Numbers(Random(seed ^ 1));
             case.bias = Some((0..vocab).map(|_| numbers.gaussian()).collect());
         }
         let want: Vec<u32> =

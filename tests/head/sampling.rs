@@ -170,7 +170,7 @@ fn rounds_and_bytes_follow_from_the_parameters_and_not_from_the_logits() {
     let before = (3, (SIZE - 1) * (HEADER_BYTES + ROWS * (4 + 32)));
     let candidate = (1, (SIZE - 1) * ROWS * 8);
     let maxima = (1, (SIZE - 1) * SIZE * ROWS * 4);
-    // Four digits, because there are few rows: for each, histograms of 256 words for the own rows, and 8
+    // Four digits, because there are few rows: for each, histograms of 256 words for this rank's rows, and 8
     // bytes for every other rank's rows.
     let cut = (8, 4 * (SIZE - 1) * ROWS * (256 * 8 + 8));
     let listed = |k: usize| (1, (SIZE - 1) * ROWS * 8 * k);

@@ -41,7 +41,7 @@ impl Thing {
 }
 
 /// A kind of things that handles stand for.
-pub trait Kind: Sized {
+pub trait HandleKind: Sized {
     const NAME: &'static str;
     /// The header's name of the handle.
     type Handle;
@@ -53,7 +53,7 @@ pub trait Kind: Sized {
 
 macro_rules! kind {
     ($kind:ident, $name:literal, $handle:ident) => {
-        impl Kind for $kind {
+        impl HandleKind for $kind {
             const NAME: &'static str = $name;
             type Handle = crate::sys::$handle;
             #[allow(private_interfaces, reason = "as in the trait")]
@@ -100,7 +100,7 @@ fn make_chunk(at: usize) {
 }
 
 /// Keeps `thing` and returns its handle.
-pub fn keep<K: Kind>(thing: K) -> Outcome<*mut K::Handle> {
+pub fn keep<K: HandleKind>(thing: K) -> Outcome<*mut K::Handle> {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     if number >= CHUNK * CHUNKS {
         let got = "one more";
@@ -157,7 +157,7 @@ fn wrong(what: &str, name: &str, found: Option<&Thing>) -> crate::boundary::Fail
 }
 
 /// The thing that a handle stands for.
-pub fn get<K: Kind>(what: &str, handle: *const K::Handle) -> Outcome<Arc<K>>
+pub fn get<K: HandleKind>(what: &str, handle: *const K::Handle) -> Outcome<Arc<K>>
 where
     K::Handle: fmt::Debug,
 {
@@ -170,7 +170,7 @@ where
 }
 
 /// Frees the thing that a handle stands for. Null is ignored.
-pub fn free<K: Kind>(what: &str, handle: *mut K::Handle) -> Outcome
+pub fn free<K: HandleKind>(what: &str, handle: *mut K::Handle) -> Outcome
 where
     K::Handle: fmt::Debug,
 {

@@ -5,7 +5,7 @@
 //! peers are told of.
 
 use crate::boundary::{Failure, Outcome, argument, call, given};
-use crate::structs::{Rows, array, count, dtype, memory, needed, span, span_mut};
+use crate::structs::{TensorShape, array, count, dtype, memory, needed, span, span_mut};
 use crate::sys::{self, lmhead_adjustments, lmhead_answer, lmhead_sampling, lmhead_status, lmhead_step};
 use lmhead::adjust::{Adjustments, Counts, LogitBias, Penalties};
 use lmhead::backend::DeviceAdjustments;
@@ -189,7 +189,10 @@ pub unsafe fn counts(step: &lmhead_step, rows: usize, replicas: usize, into: &mu
 pub unsafe fn most_rows(step: &lmhead_step, replicas: usize) -> Outcome<usize> {
     match step.mode as u32 {
         sys::LMHEAD_ROWS_EXACT if step.counts.is_null() && replicas == 1 => match count("rows", step.rows)? {
-            0 => Err(argument("rows", "the most rows of a step", 0, "say it")),
+            0 => {
+                let fix = "set it to the most rows that a step will have";
+                Err(argument("rows", "the most rows of a step", 0, fix))
+            }
             rows => Ok(rows),
         },
         sys::LMHEAD_ROWS_EXACT => {
@@ -198,7 +201,7 @@ pub unsafe fn most_rows(step: &lmhead_step, replicas: usize) -> Outcome<usize> {
             count("counts", counts.iter().copied().max().unwrap_or(0))
         }
         sys::LMHEAD_ROWS_CAPACITY | sys::LMHEAD_ROWS_DISCOVER => match count("capacity", step.capacity)? {
-            0 => Err(argument("capacity", "the most rows of any rank", 0, "say it, also for DISCOVER")),
+            0 => Err(argument("capacity", "the most rows of any replica", 0, "set it, for DISCOVER too")),
             rows => Ok(rows),
         },
         _ => {
@@ -221,7 +224,7 @@ pub unsafe fn hidden<'a>(
     if rows == 0 {
         return Ok(HiddenRows::none(own.0, own.1));
     }
-    let of = Rows::of("hidden", tensor)?;
+    let of = TensorShape::of("hidden", tensor)?;
     // SAFETY: as the caller says.
     let data = unsafe { span(of.memory, tensor.data, of.bytes) };
     let all = HiddenRows::strided(data, of.dtype, of.rows, of.columns, of.stride)?;
@@ -568,7 +571,7 @@ fn logits(
     if rows == 0 {
         return Ok((0, 0));
     }
-    let of = Rows::of("answer.logits", &answer.logits)?;
+    let of = TensorShape::of("answer.logits", &answer.logits)?;
     let shape = |rows: usize, columns: usize, dtype: DType, memory: Memory| {
         format!("[{rows}, {columns}] {dtype} in {memory}")
     };

@@ -181,7 +181,7 @@ pub fn memory(what: &str, device_type: i32, device_id: i32) -> Outcome<Memory> {
 }
 
 /// The checked shape of a tensor; `stride` is in bytes.
-pub struct Rows {
+pub struct TensorShape {
     pub memory: Memory,
     pub dtype: DType,
     pub rows: usize,
@@ -191,7 +191,7 @@ pub struct Rows {
     pub bytes: usize,
 }
 
-impl Rows {
+impl TensorShape {
     /// Checks the fields of a tensor.
     pub fn of(what: &str, tensor: &lmhead_tensor) -> Outcome<Self> {
         let memory = memory(what, tensor.device_type, tensor.device_id)?;
@@ -227,7 +227,7 @@ impl Rows {
                 "pass the address of row 0",
             ));
         }
-        Ok(Rows { memory, dtype, rows, columns, stride, bytes })
+        Ok(TensorShape { memory, dtype, rows, columns, stride, bytes })
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::about::{WARNING, log};
 use crate::boundary::{Outcome, argument, call, call_silently, place, text};
 use crate::handles;
-use crate::structs::{Rows, count, dtype_code, needed, room, sized, span, write};
+use crate::structs::{TensorShape, count, dtype_code, needed, room, sized, span, write};
 use crate::sys::{
     self, lmhead_load, lmhead_status, lmhead_weights, lmhead_weights_config, lmhead_weights_info,
 };
@@ -122,7 +122,7 @@ pub unsafe extern "C" fn lmhead_weights_wrap(
 /// # Safety
 /// The pointers must be what the header says.
 unsafe fn wrapped(config: &lmhead_weights_config, ours: &Arc<AtomicBool>) -> Outcome<HeadShard> {
-    let rows = Rows::of("matrix", &config.matrix)?;
+    let rows = TensorShape::of("matrix", &config.matrix)?;
     let (vocab_size, first) = (count("vocab_size", config.vocab_size)?, count("first", config.first)?);
     let end = first.checked_add(rows.rows).filter(|end| *end <= vocab_size).ok_or_else(|| {
         let wanted = format!("rows of ids 0..{vocab_size}");
@@ -200,7 +200,7 @@ fn released(config: &lmhead_weights_config, ours: &Arc<AtomicBool>) -> impl FnOn
 /// The matrix must be in memory as `rows` describes it.
 unsafe fn storage<T: bytemuck::Pod>(
     config: &lmhead_weights_config,
-    rows: &Rows,
+    rows: &TensorShape,
     ours: &Arc<AtomicBool>,
 ) -> Outcome<Storage<T>> {
     let (start, row_bytes) = (config.matrix.data.cast::<T>().cast_const(), rows.columns * size_of::<T>());
@@ -237,7 +237,7 @@ unsafe fn storage<T: bytemuck::Pod>(
 /// As [`wrapped`].
 unsafe fn on_device(
     config: &lmhead_weights_config,
-    rows: &Rows,
+    rows: &TensorShape,
     vocab: std::ops::Range<usize>,
     vocab_size: usize,
     quantization: Quantization,

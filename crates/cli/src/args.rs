@@ -3,7 +3,6 @@
 
 use crate::sampling_args::SamplingArgs;
 use crate::values::{self, RowCounts, at_least_one, refused};
-use crate::with_option_names;
 use clap::{Args, ValueEnum};
 use lmhead::config::{LmheadTpSize, Quantization};
 use lmhead::dtype::DType;
@@ -96,7 +95,7 @@ pub struct RunArgs {
     /// logits | argmax | topk:K | sample (a token), sample:N (with its logprob, its rank and the N best ids)
     /// | logprobs[:N] (of the ids in --hidden's targets, and of the N best)
     #[arg(long, value_name = "WHAT", default_value = "logits")]
-    pub request: String,
+    pub request: Request,
     /// With logprobs and sample:N: logprobs of the logits with --hidden's adjustments, which raw ones leave
     /// aside
     #[arg(long)]
@@ -235,20 +234,20 @@ impl RunArgs {
     }
 
     pub fn request(&self) -> Result<Request> {
-        request(&self.request, self.logits_dtype, self.processed)
+        request(self.request, self.logits_dtype, self.processed)
     }
 }
 
-/// The request of --request and the options that belong to it. The number of targets of a row comes from
+/// The request of --request with the options that belong to it. The number of targets of a row comes from
 /// --hidden.
-pub fn request(text: &str, logits_dtype: Option<DType>, processed: bool) -> Result<Request> {
-    let mut request = text.parse().map_err(with_option_names)?;
+pub fn request(mut request: Request, logits_dtype: Option<DType>, processed: bool) -> Result<Request> {
+    let word = word(&request);
     match (&mut request, logits_dtype) {
         (_, None) => {}
         (Request::Logits { dtype }, Some(wanted)) => *dtype = wanted,
         _ => {
             let (wanted, fix) = ("--request logits beside it", "no other request rounds its logits");
-            return Err(refused("--logits-dtype", wanted, text, fix));
+            return Err(refused("--logits-dtype", wanted, &word, fix));
         }
     }
     match &mut request {
@@ -258,8 +257,18 @@ pub fn request(text: &str, logits_dtype: Option<DType>, processed: bool) -> Resu
         _ => {
             let wanted = "--request logprobs or sample:N beside it";
             let fix = "whatever else is asked for is always of the adjusted logits";
-            return Err(refused("--processed", wanted, text, fix));
+            return Err(refused("--processed", wanted, &word, fix));
         }
     }
     Ok(request)
+}
+
+/// The value of --request that asks for it.
+pub fn word(request: &Request) -> String {
+    match request {
+        Request::Logits { .. } => "logits".into(),
+        Request::Sample { logprobs: Some(told) } => format!("sample:{}", told.top_n),
+        Request::Logprobs { top_n: 0, .. } => "logprobs".into(),
+        other => other.to_string(),
+    }
 }

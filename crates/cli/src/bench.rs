@@ -8,7 +8,6 @@ mod subject;
 
 use crate::args::SizeArgs;
 use crate::output::OutFile;
-use crate::report::command;
 use crate::values::{self, RowCounts, refused};
 use crate::{Failure, print, terminal, threads};
 use clap::{Args, ValueEnum};
@@ -16,14 +15,12 @@ use lmhead::backend::Backend;
 use lmhead::backend::HeadTypes;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Quantization;
-use lmhead::doctor::machine_name;
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::result::{Request, TokenLogprobs};
 use lmhead::weights::synthetic::{self, Preset};
 use progress::Progress;
-use report::{BenchReport, HeadReport, RowsReport, StageReport, Timing};
-use serde::Serialize;
+use report::{About, BenchReport, HeadReport, RowsReport, StageReport, Timing};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +59,7 @@ pub struct BenchArgs {
     /// Threads of the CPU backend [default: all cores]
     #[arg(long, value_name = "N", value_parser = values::threads)]
     threads: Option<usize>,
-    /// Seed of the made-up weights and rows
+    /// Seed of the synthetic weights and rows
     #[arg(long, value_name = "N", default_value = "0", value_parser = values::seed)]
     seed: u64,
 
@@ -131,7 +128,7 @@ impl BackendName {
 }
 
 /// The head that is timed, and which of its stages.
-struct BenchPlan {
+struct BenchSetup {
     /// The head's name, and its sizes.
     head: String,
     vocab_size: usize,
@@ -262,7 +259,7 @@ const MAX_REPS: usize = 100_000;
 const MAX_ROWS: usize = 1 << 20;
 
 pub fn bench(args: &BenchArgs) -> std::result::Result<bool, Failure> {
-    let plan = args.plan()?;
+    let setup = args.setup()?;
     let threads = args.threads;
     let out = match args.json.as_deref() {
         Some(path) if path != Path::new("-") => Some(OutFile::check(path, &[], "--json")?),
@@ -272,34 +269,22 @@ pub fn bench(args: &BenchArgs) -> std::result::Result<bool, Failure> {
         let fix = "every answer is JSON on standard output";
         return Err(refused("--json", "it or --on-demand", &path.display().to_string(), fix).into());
     }
-    for &kind in &plan.types {
-        subject::config(&plan, kind)?;
+    for &kind in &setup.types {
+        subject::config(&setup, kind)?;
     }
     threads::limit(threads)?;
     let device = args.backend.open(threads)?;
     if args.on_demand {
-        return on_demand::serve(&plan, &device);
+        return on_demand::serve(&setup, &device);
     }
     let mut heads = Vec::new();
-    for &kind in &plan.types {
+    for &kind in &setup.types {
         // Only one head is in memory at a time.
-        let mut subject = Subject::new(&plan, &device, kind)?;
-        heads.push(time_head(&plan, &mut subject)?);
+        let mut subject = Subject::new(&setup, &device, kind)?;
+        heads.push(time_head(&setup, &mut subject)?);
     }
-    let report = BenchReport {
-        version: env!("CARGO_PKG_VERSION"),
-        command: command(),
-        machine: machine_name(),
-        cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        backend: device.name.clone(),
-        threads: device.threads,
-        head: plan.head.clone(),
-        vocab_size: plan.vocab_size,
-        hidden_size: plan.hidden_size,
-        seed: plan.seed,
-        reps: plan.reps,
-        heads,
-    };
+    let report =
+        BenchReport { about: About::new(&setup, &device), seed: setup.seed, reps: setup.reps, heads };
     let json = || serde_json::to_string_pretty(&report).expect("a report is JSON");
     if let Some(out) = out {
         out.write_bytes((json() + "\n").as_bytes())?;
@@ -312,29 +297,29 @@ pub fn bench(args: &BenchArgs) -> std::result::Result<bool, Failure> {
 }
 
 /// Times every row count and stage of one head.
-fn time_head(plan: &BenchPlan, subject: &mut Subject<'_>) -> Result<HeadReport> {
+fn time_head(setup: &BenchSetup, subject: &mut Subject<'_>) -> Result<HeadReport> {
     let mut rows_reports = Vec::new();
-    let progress = Progress::new(plan, &subject.name());
-    for &rows in &plan.rows {
+    let progress = Progress::new(setup, &subject.name());
+    for &rows in &setup.rows {
         progress.begin(rows);
         // One untimed run: it allocates buffers, touches pages and raises clock rates.
-        for &stage in &plan.stages {
+        for &stage in &setup.stages {
             subject.time(stage, rows)?;
         }
         let (mut reads, mut rates) = (Vec::new(), Vec::new());
-        let mut samples = vec![Vec::new(); plan.stages.len()];
-        for _ in 0..plan.reps {
+        let mut samples = vec![Vec::new(); setup.stages.len()];
+        for _ in 0..setup.reps {
             reads.push(subject.time_read());
             rates.extend(subject.arithmetic_rate());
-            for (samples, &stage) in samples.iter_mut().zip(&plan.stages) {
+            for (samples, &stage) in samples.iter_mut().zip(&setup.stages) {
                 samples.push(subject.time(stage, rows)?);
             }
             progress.repeated();
         }
         let read = Timing::of(reads.iter().map(|time| micros(*time)));
         let rate = (!rates.is_empty()).then(|| Timing::of(rates.iter().map(|rate| rate / 1e9)).median);
-        let operations = 2.0 * rows as f64 * plan.vocab_size as f64 * plan.hidden_size as f64;
-        let stages = plan.stages.iter().zip(samples).map(|(stage, samples)| {
+        let operations = 2.0 * rows as f64 * setup.vocab_size as f64 * setup.hidden_size as f64;
+        let stages = setup.stages.iter().zip(samples).map(|(stage, samples)| {
             let time = Timing::of(samples.iter().map(|sample| micros(sample.time)));
             let parts = samples[0].parts.map(|_| {
                 let median = |of: fn(&subject::Parts) -> Duration| {
@@ -378,31 +363,9 @@ fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-/// The first line of --on-demand, before any question.
-#[derive(Serialize)]
-struct Ready {
-    version: &'static str,
-    command: String,
-    machine: String,
-    cpus: usize,
-    backend: String,
-    threads: usize,
-    head: String,
-    vocab_size: usize,
-    hidden_size: usize,
-    /// Bytes of weights for each type, in the order of --dtypes.
-    weight_bytes: Vec<usize>,
-}
-
 impl BenchArgs {
-    fn plan(&self) -> Result<BenchPlan> {
+    fn setup(&self) -> Result<BenchSetup> {
         let sizes = (self.sizes.vocab_size, self.sizes.hidden_size);
-        let wrong = |key: &str, wanted: &str, got: &str, fix: &str| Error::Config {
-            key: key.into(),
-            wanted: wanted.into(),
-            got: got.into(),
-            fix: fix.into(),
-        };
         let (head, vocab_size, hidden_size, softcap) = match (&self.preset, sizes) {
             (Some(preset), (None, None)) => {
                 let softcap = preset.model.final_logit_softcapping;
@@ -411,15 +374,20 @@ impl BenchArgs {
             (None, (Some(vocab), Some(hidden))) => ("given sizes".into(), vocab, hidden, None),
             (None, (None, None)) => {
                 let fix = "try --preset tiny, or --vocab-size and --hidden-size";
-                return Err(wrong("--preset, --vocab-size", "one of them", "none", fix));
+                return Err(values::one_of("--preset, --vocab-size", "none", fix));
             }
             (None, _) => {
                 let fix = "give the head's other size";
-                return Err(wrong("--vocab-size, --hidden-size", "both", "one of them", fix));
+                return Err(Error::Config {
+                    key: "--vocab-size, --hidden-size".into(),
+                    wanted: "both".into(),
+                    got: "one of them".into(),
+                    fix: fix.into(),
+                });
             }
             (Some(_), _) => {
                 let fix = "leave out --preset, or --vocab-size and --hidden-size";
-                return Err(wrong("--preset, --vocab-size", "one of them", "several", fix));
+                return Err(values::one_of("--preset, --vocab-size", "several", fix));
             }
         };
         let (HeadTypeList(types), RowCounts(rows), StageList(stages)) =
@@ -430,6 +398,6 @@ impl BenchArgs {
             }
         }
         let (seed, reps) = (self.seed, self.reps);
-        Ok(BenchPlan { head, vocab_size, hidden_size, softcap, seed, types, rows, stages, reps })
+        Ok(BenchSetup { head, vocab_size, hidden_size, softcap, seed, types, rows, stages, reps })
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::args::{HeadArgs, RunArgs};
 use crate::row_data::RowData;
+use crate::values;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lmhead::config::{HeadConfig, Quantization, Settings};
 use lmhead::dtype::DType;
@@ -19,7 +20,7 @@ const SYNTHETIC_ROWS: usize = 28;
 
 /// The head that was named: a checkpoint or a preset.
 pub struct HeadSource {
-    kind: Kind,
+    kind: HeadOrigin,
     seed: u64,
     quantization: Option<Quantization>,
     bias: Option<bool>,
@@ -29,7 +30,7 @@ pub struct HeadSource {
     head_dtype: Option<DType>,
 }
 
-enum Kind {
+enum HeadOrigin {
     Stored(Box<Checkpoint>),
     Synthetic(Box<Preset>),
 }
@@ -37,11 +38,9 @@ enum Kind {
 impl HeadSource {
     /// Opens what --model, --head or --preset names; exactly one of them must be given.
     pub fn open(args: &RunArgs, settings: &Settings) -> Result<Self> {
-        let one_of = |got: &str| Error::Config {
-            key: "--model, --head, --preset".into(),
-            wanted: "one of them".into(),
-            got: got.into(),
-            fix: "try --preset tiny, or --model with a Hugging Face folder".into(),
+        let one_of = |got| {
+            let fix = "try --preset tiny, or --model with a Hugging Face folder";
+            values::one_of("--model, --head, --preset", got, fix)
         };
         let HeadArgs { model, head, tensor, preset } = &args.head;
         if tensor.is_some() && preset.is_some() {
@@ -53,15 +52,15 @@ impl HeadSource {
             });
         }
         let kind = match (model, head, preset) {
-            (Some(folder), None, None) => Kind::Stored(Box::new(match tensor {
+            (Some(folder), None, None) => HeadOrigin::Stored(Box::new(match tensor {
                 Some(tensor) => Checkpoint::open_tensor(folder, tensor, settings)?,
                 None => Checkpoint::open_with(folder, settings)?,
             })),
             (None, Some(file), None) => {
                 let tensor = tensor.as_deref().unwrap_or("lm_head.weight");
-                Kind::Stored(Box::new(Checkpoint::from_file(file, tensor)?))
+                HeadOrigin::Stored(Box::new(Checkpoint::from_file(file, tensor)?))
             }
-            (None, None, Some(preset)) => Kind::Synthetic(Box::new(preset.clone())),
+            (None, None, Some(preset)) => HeadOrigin::Synthetic(Box::new(preset.clone())),
             (None, None, None) => return Err(one_of("none")),
             _ => return Err(one_of("several")),
         };
@@ -70,10 +69,10 @@ impl HeadSource {
                 key: "--out".into(),
                 wanted: "--hidden FILE beside it".into(),
                 got: "none".into(),
-                fix: "an answer to made-up rows is of use to nobody: pass the hidden states".into(),
+                fix: "an answer to synthetic rows is of use to nobody: pass the hidden states".into(),
             });
         }
-        if args.copy && matches!(kind, Kind::Synthetic(_)) {
+        if args.copy && matches!(kind, HeadOrigin::Synthetic(_)) {
             return Err(Error::Config {
                 key: "--copy".into(),
                 wanted: "--model or --head beside it".into(),
@@ -87,17 +86,17 @@ impl HeadSource {
 
     /// The head of a model folder.
     pub fn of_model(folder: &Path, settings: &Settings, quantization: Option<Quantization>) -> Result<Self> {
-        let kind = Kind::Stored(Box::new(Checkpoint::open_with(folder, settings)?));
+        let kind = HeadOrigin::Stored(Box::new(Checkpoint::open_with(folder, settings)?));
         Self::new(kind, true, settings, quantization, 0)
     }
 
     /// A head of these sizes, without stored weights.
     pub fn of_sizes(sizes: Preset, settings: &Settings, quantization: Option<Quantization>) -> Result<Self> {
-        Self::new(Kind::Synthetic(Box::new(sizes)), false, settings, quantization, 0)
+        Self::new(HeadOrigin::Synthetic(Box::new(sizes)), false, settings, quantization, 0)
     }
 
     fn new(
-        kind: Kind,
+        kind: HeadOrigin,
         of_model: bool,
         settings: &Settings,
         quantization: Option<Quantization>,
@@ -105,8 +104,8 @@ impl HeadSource {
     ) -> Result<Self> {
         // Settings without a meaning for this kind of head are refused, not ignored.
         let tied = settings.tie_word_embeddings.is_some() && !of_model;
-        let biased = settings.bias == Some(true) && matches!(kind, Kind::Synthetic(_));
-        let typed = settings.head_dtype.is_some() && matches!(kind, Kind::Synthetic(_));
+        let biased = settings.bias == Some(true) && matches!(kind, HeadOrigin::Synthetic(_));
+        let typed = settings.head_dtype.is_some() && matches!(kind, HeadOrigin::Synthetic(_));
         for (key, given, why) in [
             ("tie_word_embeddings", tied, "only a --model has embeddings"),
             ("bias", biased, "presets have none"),
@@ -123,21 +122,21 @@ impl HeadSource {
         }
         let quantization = quantization.or(settings.quantization);
         let head_dtype = settings.head_dtype;
-        if let Kind::Stored(checkpoint) = &kind {
+        if let HeadOrigin::Stored(checkpoint) = &kind {
             checkpoint.weights_dtype(head_dtype, checkpoint.quantization(quantization)?)?;
         }
         Ok(HeadSource { kind, seed, quantization, bias: settings.bias, copy: false, head_dtype })
     }
 
     pub fn is_synthetic(&self) -> bool {
-        matches!(self.kind, Kind::Synthetic(_))
+        matches!(self.kind, HeadOrigin::Synthetic(_))
     }
 
     /// Type of the weights before any quantisation, as they are loaded.
     pub fn dtype(&self) -> DType {
         match &self.kind {
-            Kind::Stored(checkpoint) => self.head_dtype.unwrap_or(checkpoint.dtype()),
-            Kind::Synthetic(preset) => preset.dtype,
+            HeadOrigin::Stored(checkpoint) => self.head_dtype.unwrap_or(checkpoint.dtype()),
+            HeadOrigin::Synthetic(preset) => preset.dtype,
         }
     }
 
@@ -152,16 +151,16 @@ impl HeadSource {
     /// Whether the weights are floats with scales, which devices do not take.
     pub fn has_float_scales(&self, quantization: Quantization) -> bool {
         match &self.kind {
-            Kind::Stored(checkpoint) => checkpoint.has_float_scales(quantization),
-            Kind::Synthetic(_) => false,
+            HeadOrigin::Stored(checkpoint) => checkpoint.has_float_scales(quantization),
+            HeadOrigin::Synthetic(_) => false,
         }
     }
 
     /// Whether a bias is added.
     pub fn has_bias(&self) -> bool {
         match &self.kind {
-            Kind::Stored(checkpoint) => checkpoint.has_bias() && self.bias != Some(false),
-            Kind::Synthetic(_) => false,
+            HeadOrigin::Stored(checkpoint) => checkpoint.has_bias() && self.bias != Some(false),
+            HeadOrigin::Synthetic(_) => false,
         }
     }
 
@@ -190,52 +189,54 @@ impl HeadSource {
     /// The head's description in reports.
     pub fn describe(&self) -> String {
         match &self.kind {
-            Kind::Stored(checkpoint) => {
+            HeadOrigin::Stored(checkpoint) => {
                 let (path, rows) = (checkpoint.path().display(), checkpoint.rows());
                 let storage = checkpoint.storage(&self.options());
                 let storage = storage.map(|words| format!("; {words}")).unwrap_or_default();
                 format!("{path}: {} ({rows} rows stored{storage})", checkpoint.tensor_name())
             }
-            Kind::Synthetic(preset) => format!("preset {} (synthetic, seed {})", preset.name, self.seed),
+            HeadOrigin::Synthetic(preset) => {
+                format!("preset {} (synthetic, seed {})", preset.name, self.seed)
+            }
         }
     }
 
     pub fn warnings(&self) -> Vec<String> {
         match &self.kind {
-            Kind::Stored(checkpoint) => checkpoint.warnings(),
-            Kind::Synthetic(_) => Vec::new(),
+            HeadOrigin::Stored(checkpoint) => checkpoint.warnings(),
+            HeadOrigin::Synthetic(_) => Vec::new(),
         }
     }
 
     /// Checks that nobody has written to the head's files since they were opened.
     pub fn check_unchanged(&self) -> Result<()> {
         match &self.kind {
-            Kind::Stored(checkpoint) => checkpoint.check_unchanged(),
-            Kind::Synthetic(_) => Ok(()),
+            HeadOrigin::Stored(checkpoint) => checkpoint.check_unchanged(),
+            HeadOrigin::Synthetic(_) => Ok(()),
         }
     }
 
     /// The target model's id of each id, where the head is a draft model's.
     pub fn target_ids(&self) -> Option<&[u32]> {
         match &self.kind {
-            Kind::Stored(checkpoint) => checkpoint.target_ids(),
-            Kind::Synthetic(_) => None,
+            HeadOrigin::Stored(checkpoint) => checkpoint.target_ids(),
+            HeadOrigin::Synthetic(_) => None,
         }
     }
 
     /// How the loaded weights will be multiplied.
     pub fn quantization(&self) -> Result<Quantization> {
         match &self.kind {
-            Kind::Stored(checkpoint) => checkpoint.quantization(self.quantization),
-            Kind::Synthetic(_) => Ok(self.quantization.unwrap_or(Quantization::None)),
+            HeadOrigin::Stored(checkpoint) => checkpoint.quantization(self.quantization),
+            HeadOrigin::Synthetic(_) => Ok(self.quantization.unwrap_or(Quantization::None)),
         }
     }
 
     /// The configuration: `settings` first, then the model's own values. A stored tensor must fit both.
     pub fn config(&self, settings: &Settings) -> Result<HeadConfig> {
         let model = match &self.kind {
-            Kind::Stored(checkpoint) => checkpoint.model_config(),
-            Kind::Synthetic(preset) => {
+            HeadOrigin::Stored(checkpoint) => checkpoint.model_config(),
+            HeadOrigin::Synthetic(preset) => {
                 for (key, own, wanted) in [
                     ("vocab_size", settings.vocab_size, preset.vocab_size),
                     ("hidden_size", settings.hidden_size, preset.hidden_size),
@@ -253,7 +254,7 @@ impl HeadSource {
             }
         };
         let config = HeadConfig::resolve(settings, &model, self.quantization()?)?;
-        if let Kind::Stored(checkpoint) = &self.kind {
+        if let HeadOrigin::Stored(checkpoint) = &self.kind {
             let refuse = |what: &str, wanted: String, got: usize| Error::Shape {
                 what: format!("{what} of {}", self.describe()),
                 wanted,
@@ -280,11 +281,11 @@ impl HeadSource {
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<HeadShard> {
         match &self.kind {
-            Kind::Stored(checkpoint) => {
+            HeadOrigin::Stored(checkpoint) => {
                 let options = LoadOptions { progress: Some(progress), ..self.options() };
                 checkpoint.shard(vocab, config.vocab_size, &options)
             }
-            Kind::Synthetic(preset) => {
+            HeadOrigin::Synthetic(preset) => {
                 synthetic::shard(&preset.spec(), self.seed, vocab, config.quantization, Some(progress))
             }
         }
@@ -292,7 +293,7 @@ impl HeadSource {
 }
 
 /// The hidden rows of all ranks, and the output rows wanted of them.
-pub struct Rows {
+pub struct RunRows {
     pub bytes: Vec<u8>,
     pub dtype: DType,
     /// Where they came from, for the report.
@@ -304,7 +305,7 @@ pub struct Rows {
     pub data: RowData,
 }
 
-/// One dp rank's part of [`Rows`].
+/// One dp rank's part of [`RunRows`].
 pub struct RankRows {
     /// Its hidden rows, as numbers over all hidden rows.
     pub hidden: Range<usize>,
@@ -314,7 +315,7 @@ pub struct RankRows {
     pub places: Vec<usize>,
 }
 
-impl Rows {
+impl RunRows {
     /// Reads --hidden or makes synthetic rows, and divides them among the dp ranks.
     pub fn read(args: &RunArgs, source: &HeadSource, config: &HeadConfig, request: &Request) -> Result<Self> {
         let (given, dp) = (args.rows(), args.dp()?);
@@ -327,7 +328,7 @@ impl Rows {
                 let bytes = synthetic_rows(seed, total(&counts)?, config.hidden_size, dtype)?;
                 let data = RowData::synthetic(seed, total(&counts)?, config.vocab_size, request)
                     .sampled(args.sampling()?, total(&counts)?);
-                Ok(Rows {
+                Ok(RunRows {
                     bytes,
                     dtype,
                     origin: format!("synthetic, seed {seed}"),
@@ -363,7 +364,7 @@ impl Rows {
                 let origin = path.display().to_string();
                 let bytes = hidden.bytes.to_vec();
                 file.check_unchanged()?;
-                Ok(Rows { bytes, dtype: hidden.dtype, origin, counts, indices, data })
+                Ok(RunRows { bytes, dtype: hidden.dtype, origin, counts, indices, data })
             }
         }
     }

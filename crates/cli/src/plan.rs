@@ -13,9 +13,10 @@ use crate::output::{OutFile, input_files};
 use crate::sampling_args::SamplingArgs;
 use crate::values::{self, RowCounts, at_least_one, refused};
 use crate::{Failure, print, terminal};
+use clap::ArgAction::Set;
 use clap::{Args, ValueEnum};
 use lmhead::config::{HeadConfig, LmheadTpSize, Quantization, Settings};
-use lmhead::cost::{self, CostModel};
+use lmhead::cost::{self, CostModel, Machine};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::layout::{ParallelLayout, RankOrder};
@@ -81,12 +82,12 @@ struct LayoutArgs {
 struct CostArgs {
     /// Speeds of the cost model: h100-nvlink, h100-infiniband, or both with a comma. Without --config, auto
     /// goes by the first
-    #[arg(long, value_name = "NAME")]
-    machine: Option<String>,
+    #[arg(long, value_name = "NAME", value_delimiter = ',', action = Set, value_parser = machine)]
+    machine: Vec<Machine>,
     /// Speeds as they were measured on a machine, with the steps measured beside them: cpu2-local,
     /// cpu2-callbacks, cpu2-processes, cpu2-mpi, or the file of a profile; several with commas
-    #[arg(long, value_name = "NAME")]
-    profile: Option<String>,
+    #[arg(long, value_name = "NAME", value_delimiter = ',', action = Set, value_parser = profile)]
+    profile: Vec<Profile>,
     /// Bandwidth of device memory, in place of the machine's
     #[arg(long, value_name = "GB/S", value_parser = values::speed("--memory-gb-per-s"))]
     memory_gb_per_s: Option<f64>,
@@ -108,6 +109,14 @@ struct CostArgs {
     candidates: Option<usize>,
 }
 
+fn machine(name: &str) -> Result<Machine> {
+    cost::machine(name.trim())
+}
+
+fn profile(name: &str) -> Result<Profile> {
+    Profile::find(name.trim())
+}
+
 #[derive(Args)]
 #[command(allow_hyphen_values = true)]
 pub struct PlanArgs {
@@ -121,7 +130,7 @@ pub struct PlanArgs {
     /// logits | argmax | topk:K | logprobs[:N] | sample[:N], in a step with exact counts and without
     /// adjustments
     #[arg(long, value_name = "WHAT", default_value = "logits")]
-    request: String,
+    request: Request,
     /// f32 | bf16 | f16: the type that --request logits rounds to [default: f32]
     #[arg(long, value_name = "DTYPE", value_parser = values::float("--logits-dtype", "use one of those"))]
     logits_dtype: Option<DType>,
@@ -168,7 +177,7 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
     if let Some(size) = args.layout.lmhead_tp_size {
         settings.lmhead_tp_size = size;
     }
-    let request = args::request(&args.request, args.logits_dtype, false)?;
+    let request = args::request(args.request, args.logits_dtype, false)?;
     let sampling = args.sampling.params(&args.request, 0)?;
     let head = args.head.open(&mut settings, args.quantize)?;
     let mut config = head.source.config(&settings)?;
@@ -189,9 +198,7 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
     let head = PlannedHead { name: head.name, dtype, row_bytes };
     let (layout, rows) = args.layout.layout(&config)?;
 
-    let names = args.costs.profile.iter().flat_map(|names| names.split(','));
-    let profiles: Vec<Profile> = names.map(|name| Profile::find(name.trim())).collect::<Result<_>>()?;
-    let speeds = args.costs.speeds(&config, &profiles)?;
+    let speeds = args.costs.speeds(&config)?;
     let most = rows.iter().copied().max().unwrap_or(0);
     let candidates = args.costs.candidates(&request, config.vocab_size)?;
     let logits_dtype = if let Request::Logits { dtype } = request { dtype } else { DType::Bf16 };
@@ -229,7 +236,7 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
             Costs::over_sizes(name, head.row_bytes, &config, &layout, models, &collectives)
         })
         .collect();
-    for profile in &profiles {
+    for profile in &args.costs.profile {
         let measured = profile.compare()?;
         let own = costs.iter_mut().find(|costs| costs.machine == profile.name);
         own.expect("costs of every profile").measured = Some(measured);
@@ -278,11 +285,9 @@ impl PlannedHeadArgs {
     fn open(&self, settings: &mut Settings, quantize: Option<Quantization>) -> Result<NamedHead> {
         let sizes = (self.sizes.vocab_size, self.sizes.hidden_size);
         let given = sizes.0.is_some() || sizes.1.is_some();
-        let one_of = |got: &str| Error::Config {
-            key: "--preset, --model, --vocab-size".into(),
-            wanted: "one of them".into(),
-            got: got.into(),
-            fix: "try --preset deepseek-v3, or --vocab-size and --hidden-size".into(),
+        let one_of = |got| {
+            let fix = "try --preset deepseek-v3, or --vocab-size and --hidden-size";
+            values::one_of("--preset, --model, --vocab-size", got, fix)
         };
         if let (Some(weights), false) = (self.weights, given) {
             let (wanted, fix) =
@@ -361,18 +366,16 @@ impl LayoutArgs {
 
 impl CostArgs {
     /// The machines whose speeds are compared, the configured one first.
-    fn speeds(&self, config: &HeadConfig, profiles: &[Profile]) -> Result<Vec<(String, CostModel)>> {
+    fn speeds(&self, config: &HeadConfig) -> Result<Vec<(String, CostModel)>> {
         let (memory, tflops) = (self.memory_gb_per_s, self.tflops);
         let (link, latency) = (self.link_gb_per_s, self.latency_us);
         let mut machines: Vec<(String, CostModel)> = Vec::new();
         machines.extend(config.cost_model.map(|model| ("cost_model".to_string(), model)));
-        for name in self.machine.iter().flat_map(|names| names.split(',')) {
-            machines.push((
-                name.trim().to_string(),
-                cost::machine(name.trim())?.model(config.quantization, 0, None, DType::Bf16),
-            ));
+        for machine in &self.machine {
+            let model = machine.model(config.quantization, 0, None, DType::Bf16);
+            machines.push((machine.name.to_string(), model));
         }
-        for profile in profiles {
+        for profile in &self.profile {
             machines.push((profile.name.clone(), profile.model(config.quantization)?));
         }
         if machines.is_empty() {
@@ -419,7 +422,7 @@ impl CostArgs {
                 Err(refused("--candidates", &most, &k.to_string(), fix))
             }
             None => {
-                // Those of a sampling step depend on its parameters.
+                // A sampling step's candidates depend on its parameters.
                 let own = request.candidates().filter(|_| !matches!(request, Request::Sample { .. }));
                 Ok(own.unwrap_or(CANDIDATES.min(vocab_size)))
             }

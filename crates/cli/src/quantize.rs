@@ -11,7 +11,7 @@ use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::{HeadConfig, Quantization, Settings};
 use lmhead::doctor::machine_name;
 use lmhead::dtype::DType;
-use lmhead::error::{Error, Result};
+use lmhead::error::Result;
 use lmhead::fidelity::{self, Fidelity};
 use lmhead::quantize::MAX_INT8_HIDDEN;
 use lmhead::rows::HiddenRows;
@@ -41,7 +41,7 @@ pub struct QuantizeArgs {
     /// The file to write: NAME i8 [vocab, hidden], NAME_scale f32 [vocab], the bias where there is one
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Made-up hidden rows on which the int8 head is compared with the original; 0: none
+    /// Synthetic hidden rows on which the int8 head is compared with the original; 0: none
     #[arg(long, value_name = "N", default_value = "16", value_parser = compared_rows)]
     rows: usize,
     /// Seed of those rows
@@ -207,12 +207,8 @@ fn compared_rows(text: &str) -> Result<usize> {
 impl QuantizeArgs {
     /// The head, and its tensor's name in the new file.
     fn open(&self) -> Result<(Checkpoint, String)> {
-        let one_of = |got: &str| Error::Config {
-            key: "--model, --head".into(),
-            wanted: "one of them".into(),
-            got: got.into(),
-            fix: "pass a Hugging Face folder or a safetensors file".into(),
-        };
+        let one_of =
+            |got| values::one_of("--model, --head", got, "pass a Hugging Face folder or a safetensors file");
         match (&self.model, &self.head, &self.tensor) {
             (Some(_), None, Some(tensor)) => {
                 let fix = "a model folder's head is found by itself";

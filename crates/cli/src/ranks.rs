@@ -3,7 +3,7 @@
 
 use crate::Failure;
 use crate::args::CountMode;
-use crate::input::{HeadSource, RankRows, Rows, progress_bar};
+use crate::input::{HeadSource, RankRows, RunRows, progress_bar};
 use crate::times::{SlowestRank, StageTimes};
 use lmhead::backend::Backend;
 use lmhead::backend::On;
@@ -86,7 +86,7 @@ impl Connect for InProcess {
 
 /// What a rank reports of its steps.
 pub struct Told {
-    /// Of the last step.
+    /// Statistics of the last step.
     pub stats: StepStats,
     pub times: StageTimes,
 }
@@ -127,14 +127,14 @@ pub fn set_up(
 }
 
 /// How the ranks run their steps.
-pub struct RunPlan<'a> {
+pub struct RunTask<'a> {
     pub config: &'a HeadConfig,
     pub request: Request,
     pub mode: CountMode,
     /// Steps before the timed ones.
     pub warm_up: usize,
     pub steps: usize,
-    pub rows: &'a Rows,
+    pub rows: &'a RunRows,
     pub parts: &'a [RankRows],
 }
 
@@ -144,7 +144,7 @@ pub struct RunPlan<'a> {
 pub fn run(
     ranks: Ranks,
     backend: &Arc<dyn Backend>,
-    plan: &RunPlan,
+    task: &RunTask,
     slowest: &SlowestRank,
     parts: Vec<AnswerBuffers<'_>>,
 ) -> std::result::Result<(Vec<Rank>, Vec<Told>), Failure> {
@@ -164,7 +164,7 @@ pub fn run(
                 let took = move |step: usize, time: Duration| slowest.add(group, step, time);
                 thread::Builder::new()
                     .name(format!("rank {}", rank.rank))
-                    .spawn_scoped(scope, move || run_one(rank, exchange, backend, plan, part, took))
+                    .spawn_scoped(scope, move || run_one(rank, exchange, backend, task, part, took))
             })
             .collect();
         threads
@@ -191,15 +191,15 @@ fn run_one(
     rank: &Rank,
     exchange: Arc<dyn Exchange>,
     backend: Arc<dyn Backend>,
-    plan: &RunPlan,
+    task: &RunTask,
     mut answer: AnswerBuffers<'_>,
     took: impl Fn(usize, Duration),
 ) -> Result<Told> {
-    let part = &plan.parts[rank.dp];
-    let config = plan.config;
-    let size = config.hidden_size * plan.rows.dtype.size();
-    let bytes = &plan.rows.bytes[part.hidden.start * size..part.hidden.end * size];
-    let mut hidden = HiddenRows::new(bytes, plan.rows.dtype, part.hidden.len(), config.hidden_size)?;
+    let part = &task.parts[rank.dp];
+    let config = task.config;
+    let size = config.hidden_size * task.rows.dtype.size();
+    let bytes = &task.rows.bytes[part.hidden.start * size..part.hidden.end * size];
+    let mut hidden = HiddenRows::new(bytes, task.rows.dtype, part.hidden.len(), config.hidden_size)?;
     if let Some(selection) = &part.selection {
         hidden = hidden.select(selection)?;
     }
@@ -207,33 +207,33 @@ fn run_one(
     // The dp ranks of a group are consecutive; a rank with a whole head is a group of its own.
     let first = rank.dp - group.replica_of(group.me());
     let by_replica: Vec<usize> =
-        plan.parts[first..first + group.replicas()].iter().map(|p| p.places.len()).collect();
+        task.parts[first..first + group.replicas()].iter().map(|p| p.places.len()).collect();
     let largest = by_replica.iter().copied().max().unwrap_or(0);
-    let counts = || match plan.mode {
+    let counts = || match task.mode {
         CountMode::Exact => RowCounts::exact(&by_replica),
         CountMode::Capacity => RowCounts::capacity(largest, hidden.len()),
         CountMode::Discover => RowCounts::discover(hidden.len()),
     };
-    let data = plan.rows.data.of(&part.places);
+    let data = task.rows.data.of(&part.places);
     let mut head = LmHead::new(config, group, Arc::clone(&rank.shard), exchange, backend)?;
     if config.verify == Verify::WarmUp {
         // The head's own warm-up, in which the ranks compare their contract. With 0 rows it streams no
         // weights.
-        head.warm_up(0, &[plan.request])?;
+        head.warm_up(0, &[task.request])?;
     }
-    let options = StepOptions { adjusted: plan.rows.data.is_adjusted(), ..StepOptions::default() };
+    let options = StepOptions { adjusted: task.rows.data.is_adjusted(), ..StepOptions::default() };
     let mut step = || {
-        let ticket = head.begin(&counts(), &plan.request, options)?;
+        let ticket = head.begin(&counts(), &task.request, options)?;
         data.with(|inputs| head.run_into(ticket, hidden, &inputs, answer.reborrow(), On::default()))
     };
     // Steps like the timed ones, so that no timed step is the first to touch a buffer, a page of the weights
     // or a kernel.
-    for _ in 0..plan.warm_up {
+    for _ in 0..task.warm_up {
         step()?;
     }
     let mut times = StageTimes::default();
     let mut stats = StepStats::default();
-    for number in 0..plan.steps {
+    for number in 0..task.steps {
         let began = Instant::now();
         stats = step()?;
         let time = began.elapsed();
@@ -246,7 +246,7 @@ fn run_one(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::Rows;
+    use crate::input::RunRows;
     use crate::row_data::RowData;
     use lmhead::backend::cpu::CpuBackend;
     use lmhead::config::Settings;
@@ -284,7 +284,7 @@ mod tests {
         let dtype = source.hidden_dtype(&config);
         config.hidden_dtype = Some(dtype);
         let hidden = |row| synthetic::hidden_row(5, row as u64, config.hidden_size, dtype);
-        let rows = Rows {
+        let rows = RunRows {
             bytes: (0..total).flat_map(hidden).collect(),
             dtype,
             origin: String::new(),
@@ -293,7 +293,7 @@ mod tests {
             data: RowData::synthetic(5, total, config.vocab_size, &request),
         };
         let parts = rows.by_rank();
-        let plan = RunPlan {
+        let task = RunTask {
             config: &config,
             request,
             mode: CountMode::Exact,
@@ -305,14 +305,14 @@ mod tests {
         let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(Some(2)).unwrap());
         let answers = |connect: &mut dyn Connect| -> Vec<(usize, OwnedAnswer)> {
             let ranks = set_up(&source, &config, &layout, 3, connect).unwrap();
-            let slowest = SlowestRank::new(2, plan.steps).unwrap();
+            let slowest = SlowestRank::new(2, task.steps).unwrap();
             let room = |rank: &Rank| {
-                let rows = plan.parts[rank.dp].places.len();
+                let rows = task.parts[rank.dp].places.len();
                 OwnedAnswer::new(&request, rows, config.vocab_size).unwrap()
             };
             let mut answers: Vec<OwnedAnswer> = ranks.ranks.iter().map(room).collect();
             let parts = answers.iter_mut().map(OwnedAnswer::buffers).collect();
-            let Ok((ranks, _)) = run(ranks, &backend, &plan, &slowest, parts) else {
+            let Ok((ranks, _)) = run(ranks, &backend, &task, &slowest, parts) else {
                 panic!("a rank failed")
             };
             ranks.iter().map(|rank| rank.rank).zip(answers).collect()

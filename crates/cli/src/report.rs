@@ -3,6 +3,7 @@
 use crate::terminal;
 use crate::times::Percentiles;
 use lmhead::reference::Verdict;
+use lmhead::result::Request;
 use serde::{Deserialize, Serialize};
 
 /// The report of one run. Times are medians over the timed steps, except the percentiles.
@@ -21,6 +22,8 @@ pub struct RunReport {
     pub weights: String,
     pub quantization: String,
     pub request: String,
+    #[serde(skip)]
+    pub asked: Request,
     pub mode: String,
     pub backend: String,
     pub exchange: String,
@@ -156,7 +159,7 @@ impl RunReport {
             ));
         }
         if let Some(check) = &self.check {
-            lines.push(sentence(check, &self.request, &self.quantization));
+            lines.push(sentence(check, &self.asked, &self.quantization));
             lines.extend(check.mistakes.iter().map(|mistake| format!("  {mistake}")));
         }
         if let Some(out) = &self.out {
@@ -169,7 +172,7 @@ impl RunReport {
 const TOKENS: &str = "no token that a filter surely excludes or another surely beats";
 
 /// The verdict in a sentence.
-fn sentence(verdict: &Verdict, request: &str, quantization: &str) -> String {
+fn sentence(verdict: &Verdict, request: &Request, quantization: &str) -> String {
     let passed = if verdict.passed { "check passed" } else { "CHECK FAILED" };
     // The error of quantisation is not an error of the computation, and not measured here.
     let truth = match quantization {
@@ -179,12 +182,12 @@ fn sentence(verdict: &Verdict, request: &str, quantization: &str) -> String {
     let extent = if verdict.everything { "everything" } else { "a seeded sample" };
     let found = match (request, verdict.error_over_rms) {
         _ if verdict.values == 0 => "nothing was compared".into(),
-        ("argmax", _) => "no id that another beats by more than rounding".into(),
-        (sampled, _) if sampled.starts_with("sample with") => format!(
+        (Request::Argmax, _) => "no id that another beats by more than rounding".into(),
+        (Request::Sample { logprobs: Some(_) }, _) => format!(
             "{TOKENS}; largest error of a logprob {:.1e} (no correct sum exceeds {:.1e})",
             verdict.largest_error, verdict.allowed_there
         ),
-        (sampled, _) if sampled.starts_with("sample") => TOKENS.into(),
+        (Request::Sample { logprobs: None }, _) => TOKENS.into(),
         (_, Some(over)) => format!(
             "largest error {over:.1e} of the logits' rms, allowed {:.0e}; \
              largest absolute error {:.1e} (no correct sum exceeds {:.1e})",

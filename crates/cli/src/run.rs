@@ -3,10 +3,10 @@
 
 use crate::args::{CountMode, RunArgs};
 use crate::backends::{Chosen, choose};
-use crate::input::{HeadSource, Rows};
+use crate::input::{HeadSource, RunRows};
 use crate::job::{self, Alive, Job, Peers};
 use crate::output::{OutFile, input_files};
-use crate::ranks::{self, Member, Rank, Ranks, RunPlan, Told};
+use crate::ranks::{self, Member, Rank, Ranks, RunTask, Told};
 use crate::report::{RankReport, RunReport, StepReport, command};
 use crate::times::{Percentiles, SlowestRank};
 use crate::{Failure, draft, print, sampling_args, tell, terminal, threads};
@@ -68,7 +68,7 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
     let mut config = source.config(&settings)?;
     request.check(config.vocab_size)?;
     let targets = if args.target_ids { Some(draft::target_ids(&source, &request)?) } else { None };
-    let rows = Rows::read(args, &source, &config, &request)?;
+    let rows = RunRows::read(args, &source, &config, &request)?;
     let request = rows.data.asked(request);
     config.hidden_dtype = Some(rows.dtype);
     rows.data.notes().iter().for_each(|note| warn(note));
@@ -99,14 +99,14 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
     warnings.extend(rows.data.notes().iter().cloned());
 
     let parts = rows.by_rank();
-    let plan = RunPlan { config: &config, request, mode, warm_up, steps, rows: &rows, parts: &parts };
+    let task = RunTask { config: &config, request, mode, warm_up, steps, rows: &rows, parts: &parts };
     let members = ranks::members(&layout, group_size)?;
     let peers = job.peers(config.create_timeout);
     let (ranks, told) = match &peers {
-        None => compute(set_up, &backend, &plan, &slowest, &members, &mut answer)?,
-        Some(peers) => compute_apart(set_up, &backend, &plan, &slowest, &members, &mut answer, peers)?,
+        None => compute(set_up, &backend, &task, &slowest, &members, &mut answer)?,
+        Some(peers) => compute_apart(set_up, &backend, &task, &slowest, &members, &mut answer, peers)?,
     };
-    let done = (ranks.iter().zip(&told)).map(|(rank, told)| Done::of(rank, told, &plan)).collect();
+    let done = (ranks.iter().zip(&told)).map(|(rank, told)| Done::of(rank, told, &task)).collect();
     let (done, percentiles) = match &peers {
         None => (done, slowest.percentiles()),
         Some(peers) => collect_done(done, &members, slowest, group_size, steps, peers)?,
@@ -173,6 +173,7 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
         hidden_size: config.hidden_size,
         weights: weights.to_string(),
         quantization: config.quantization.to_string(),
+        asked: request,
         request: sampling_args::words(&request, sampling.as_ref(), rows.data.own_sampling()),
         mode: mode_name(mode).into(),
         backend: description,
@@ -187,7 +188,7 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
         load_seconds,
         warm_up,
         steps,
-        step: step_report(&done, full_logits_bytes(&layout, group_size, &plan)?, percentiles),
+        step: step_report(&done, full_logits_bytes(&layout, group_size, &task)?, percentiles),
         ranks: done.into_iter().map(|done| done.report).collect(),
         check: checked,
         out: args.out.as_ref().map(|path| path.display().to_string()),
@@ -207,14 +208,14 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
 fn compute(
     set_up: Ranks,
     backend: &Arc<dyn Backend>,
-    plan: &RunPlan,
+    task: &RunTask,
     slowest: &SlowestRank,
     members: &[Member],
     whole: &mut OwnedAnswer,
 ) -> Result<(Vec<Rank>, Vec<Told>), Failure> {
-    let (shares, places) = shares(members, plan);
-    let mut repeated = room_to_repeat(&shares, plan)?;
-    let done = ranks::run(set_up, backend, plan, slowest, parts(whole, &mut repeated, &shares))?;
+    let (shares, places) = shares(members, task);
+    let mut repeated = room_to_repeat(&shares, task)?;
+    let done = ranks::run(set_up, backend, task, slowest, parts(whole, &mut repeated, &shares))?;
     put_in_order(whole, &repeated, members, &shares, &places)?;
     Ok(done)
 }
@@ -223,17 +224,17 @@ fn compute(
 fn compute_apart(
     set_up: Ranks,
     backend: &Arc<dyn Backend>,
-    plan: &RunPlan,
+    task: &RunTask,
     slowest: &SlowestRank,
     members: &[Member],
     whole: &mut OwnedAnswer,
     peers: &Peers,
 ) -> Result<(Vec<Rank>, Vec<Told>), Failure> {
-    let (shares, places) = shares(members, plan);
-    let mut own = OwnedAnswer::new(&plan.request, shares[peers.me()].rows, plan.config.vocab_size)?;
-    let done = ranks::run(set_up, backend, plan, slowest, vec![own.buffers()])?;
+    let (shares, places) = shares(members, task);
+    let mut own = OwnedAnswer::new(&task.request, shares[peers.me()].rows, task.config.vocab_size)?;
+    let done = ranks::run(set_up, backend, task, slowest, vec![own.buffers()])?;
 
-    let mut repeated = if peers.is_first() { room_to_repeat(&shares, plan)? } else { Vec::new() };
+    let mut repeated = if peers.is_first() { room_to_repeat(&shares, task)? } else { Vec::new() };
     let mut parts: Vec<_> = match peers.is_first() {
         true => parts(whole, &mut repeated, &shares).into_iter().map(AnswerBuffers::into_host).collect(),
         false => Vec::new(),
@@ -254,13 +255,12 @@ fn of_rank(peers: &Peers, error: lmhead::Error) -> Failure {
 }
 
 /// Memory for the answers that several ranks give, one buffer for each rank after the first.
-fn room_to_repeat(shares: &[Share], plan: &RunPlan) -> lmhead::Result<Vec<OwnedAnswer>> {
+fn room_to_repeat(shares: &[Share], task: &RunTask) -> lmhead::Result<Vec<OwnedAnswer>> {
     let again = shares.iter().filter(|share| share.same_as.is_some());
-    again.map(|share| OwnedAnswer::new(&plan.request, share.rows, plan.config.vocab_size)).collect()
+    again.map(|share| OwnedAnswer::new(&task.request, share.rows, task.config.vocab_size)).collect()
 }
 
-/// The memory for each rank's answer: rows of `whole`, or one of `repeated`, in which it gives again what
-/// another rank writes there.
+/// Memory for each rank's answer: part of `whole`, or of `repeated` if another rank answers the same rows.
 fn parts<'a>(
     whole: &'a mut OwnedAnswer,
     repeated: &'a mut [OwnedAnswer],
@@ -307,8 +307,8 @@ struct Done {
 }
 
 impl Done {
-    fn of(rank: &Rank, told: &Told, plan: &RunPlan) -> Self {
-        let report = rank_report(rank, told, plan);
+    fn of(rank: &Rank, told: &Told, task: &RunTask) -> Self {
+        let report = rank_report(rank, told, task);
         Done { report, weight_bytes: told.stats.weight_bytes, step_nanos: Vec::new() }
     }
 }
@@ -363,12 +363,12 @@ struct Share {
 }
 
 /// The share of each rank, and the output row of each row of the whole answer in rank order.
-fn shares(members: &[Member], plan: &RunPlan) -> (Vec<Share>, Vec<usize>) {
-    let split = plan.config.split_rows_over_tp;
+fn shares(members: &[Member], task: &RunTask) -> (Vec<Share>, Vec<usize>) {
+    let split = task.config.split_rows_over_tp;
     let mut order: Vec<usize> = Vec::new();
     let mut shares: Vec<Share> = Vec::new();
     for rank in members {
-        let places = &plan.parts[rank.dp].places;
+        let places = &task.parts[rank.dp].places;
         let answered = rank.group.answered_rows(places.len(), rank.group.me(), split);
         let rows = answered.len();
         let before = members[..shares.len()].iter().position(|other| other.dp == rank.dp);
@@ -410,7 +410,7 @@ fn mode_name(mode: CountMode) -> &'static str {
     }
 }
 
-fn rank_report(rank: &Rank, told: &Told, plan: &RunPlan) -> RankReport {
+fn rank_report(rank: &Rank, told: &Told, task: &RunTask) -> RankReport {
     let vocab = rank.shard.vocab();
     let Told { stats, times, .. } = told;
     RankReport {
@@ -418,8 +418,8 @@ fn rank_report(rank: &Rank, told: &Told, plan: &RunPlan) -> RankReport {
         dp: rank.dp,
         tp: rank.tp,
         group: rank.group.ranks().to_vec(),
-        hidden_rows: plan.parts[rank.dp].hidden.len(),
-        output_rows: plan.parts[rank.dp].places.len(),
+        hidden_rows: task.parts[rank.dp].hidden.len(),
+        output_rows: task.parts[rank.dp].places.len(),
         shard: [vocab.start, vocab.end],
         shard_bytes: rank.shard.bytes(),
         contract_us: times.contract.median_us(),
@@ -435,12 +435,12 @@ fn rank_report(rank: &Rank, told: &Told, plan: &RunPlan) -> RankReport {
 }
 
 /// Bytes that verified exact steps for all f32 logits would exchange.
-fn full_logits_bytes(layout: &ParallelLayout, group_size: usize, plan: &RunPlan) -> lmhead::Result<u128> {
+fn full_logits_bytes(layout: &ParallelLayout, group_size: usize, task: &RunTask) -> lmhead::Result<u128> {
     let (full, sampling) = (Request::logits(DType::F32), SamplingParams::default());
     let of_group = |group: &HeadGroup| {
         let counts: Vec<usize> =
-            plan.parts[layout.replicas(group)?].iter().map(|part| part.places.len()).collect();
-        let traffic = step_traffic(plan.config, group, plan.rows.dtype, &counts, &full, &sampling, true)?;
+            task.parts[layout.replicas(group)?].iter().map(|part| part.places.len()).collect();
+        let traffic = step_traffic(task.config, group, task.rows.dtype, &counts, &full, &sampling, true)?;
         Ok(bytes_exchanged(&traffic))
     };
     layout.groups(group_size)?.iter().map(of_group).sum()

@@ -1,5 +1,6 @@
 //! The options of `--request sample` and `sample:N`, which `lmhead run` and `lmhead plan` share.
 
+use crate::args::word;
 use crate::values::{Parser, at_least_zero, refused};
 use clap::Args;
 use lmhead::error::{Error, Result};
@@ -69,12 +70,12 @@ impl SamplingArgs {
     }
 
     /// The parameters of every row where `request` is `sample`; `None` where it is another one.
-    pub fn params(&self, request: &str, seed: u64) -> Result<Option<SamplingParams>> {
-        if request != "sample" && !request.starts_with("sample:") {
+    pub fn params(&self, request: &Request, seed: u64) -> Result<Option<SamplingParams>> {
+        if !matches!(request, Request::Sample { .. }) {
             let (wanted, fix) = ("--request sample beside it", "it says how tokens are sampled");
             return match self.given().first() {
                 None => Ok(None),
-                Some(option) => Err(refused(option, wanted, request, fix)),
+                Some(option) => Err(refused(option, wanted, &word(request), fix)),
             };
         }
         let default = SamplingParams::default();

@@ -12,6 +12,11 @@ pub fn refused(option: &str, wanted: &str, got: &str, fix: &str) -> Error {
     Error::Config { key: option.into(), wanted: wanted.into(), got: format!("`{got}`"), fix: fix.into() }
 }
 
+/// The error where of several options not exactly one is given; `got`: "none" or "several".
+pub fn one_of(options: &str, got: &str, fix: &str) -> Error {
+    Error::Config { key: options.into(), wanted: "one of them".into(), got: got.into(), fix: fix.into() }
+}
+
 /// A parser of one option's value.
 pub trait Parser<T>: Fn(&str) -> Result<T> + Clone + Send + Sync + 'static {}
 impl<T, F: Fn(&str) -> Result<T> + Clone + Send + Sync + 'static> Parser<T> for F {}

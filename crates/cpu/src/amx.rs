@@ -34,7 +34,7 @@ mod tests;
 #[allow(unsafe_code, reason = "a signal handler that stands in for the processor")]
 mod trapped;
 
-pub(crate) use matmul::{Kind, Scratch, TileMatmul, blocks_at_once};
+pub(crate) use matmul::{AmxOperands, AmxScratch, TileMatmul, blocks_at_once};
 pub(crate) use pack::PackedTiles;
 pub use support::Amx;
 

@@ -2,7 +2,7 @@
 //! bf16 rows, f32 sums. The hardware decides how a step rounds, and treats subnormal numbers as zeros.
 
 use crate::isa::{Arith, Sets};
-use crate::lanes::{BYTE, Dot, HALF, Kind};
+use crate::lanes::{BYTE, Dot, HALF, Operands};
 use bytemuck::cast;
 use half::bf16;
 
@@ -15,7 +15,7 @@ pub(crate) struct Bf16Int8;
 /// E4M3 weights (W8A16), which bf16 holds exactly, bf16 rows, f32 sums.
 pub(crate) struct Bf16E4m3;
 
-impl Kind<HALF, 1> for Bf16 {
+impl Operands<HALF, 1> for Bf16 {
     type Weight = bf16;
     type Dot = DotBf16;
 
@@ -25,7 +25,7 @@ impl Kind<HALF, 1> for Bf16 {
     }
 }
 
-impl Kind<BYTE, 2> for Bf16Int8 {
+impl Operands<BYTE, 2> for Bf16Int8 {
     type Weight = i8;
     type Dot = DotBf16;
 
@@ -41,7 +41,7 @@ impl Kind<BYTE, 2> for Bf16Int8 {
     }
 }
 
-impl Kind<BYTE, 2> for Bf16E4m3 {
+impl Operands<BYTE, 2> for Bf16E4m3 {
     type Weight = u8;
     type Dot = DotBf16;
 

@@ -1,7 +1,7 @@
 //! Packed rows x one block of the vocabulary -> raw f32 logits.
 //!
 //! Few rows (`direct.rs`): weights go from memory to registers, where they are transposed, widened and
-//! multiplied with one or two tiles of rows. More rows (`panels.rs`): for each piece of k, 16 weight rows are
+//! multiplied with one or two tiles of rows. More rows (`panels.rs`): for each k-block, 16 weight rows are
 //! transposed and widened into a panel that stays in the L1 cache, and every tile of rows is multiplied with
 //! it. Both ways compute the same sums in the same order.
 //!
@@ -11,8 +11,8 @@
 use crate::BLOCK;
 use crate::amx;
 use crate::isa::{Arith, Isa, Sets, Work};
-use crate::lanes::{Chunk, Dot, Kind, Quad};
-use crate::pack::{PIECE, Packed};
+use crate::lanes::{Chunk, Dot, Operands, Quad};
+use crate::pack::{K_BLOCK, Packed};
 use bytemuck::Zeroable;
 use std::marker::PhantomData;
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -48,21 +48,21 @@ pub(crate) use direct::quads;
 /// Memory of one thread, reused from block to block: a panel (16 KiB), the sums of its logits (1 KiB for each
 /// row of the pass), and the memory of AMX tiles.
 #[derive(Debug, Default)]
-pub struct Scratch {
-    pub(crate) tiles: amx::Scratch,
+pub struct BlockScratch {
+    pub(crate) tiles: amx::AmxScratch,
     panel: Vec<Quad>,
     /// `[groups of 16 ids at a time, rows]`
     sums: Vec<[Quad; 4]>,
 }
 
-impl Scratch {
+impl BlockScratch {
     /// Makes room for passes of up to `rows` rows.
     pub fn reserve(&mut self, isa: Isa, rows: usize) {
         if isa.has_tiles() {
             self.tiles.reserve(rows);
         }
-        if self.panel.len() < 4 * PIECE {
-            self.panel.resize(4 * PIECE, Quad::zeroed());
+        if self.panel.len() < 4 * K_BLOCK {
+            self.panel.resize(4 * K_BLOCK, Quad::zeroed());
         }
         self.sums.reserve((GROUPS * rows).saturating_sub(self.sums.len()));
     }
@@ -109,11 +109,11 @@ pub(crate) struct Matmul<'a, W> {
     pub weights: WeightRows<'a, W>,
     /// `[rows, BLOCK]`
     pub logits: &'a mut [f32],
-    pub scratch: &'a mut Scratch,
+    pub scratch: &'a mut BlockScratch,
 }
 
 impl<W: Copy + Default> Matmul<'_, W> {
-    pub fn run<const S: usize, const G: usize, K: Kind<S, G, Weight = W>>(self, isa: Isa) {
+    pub fn run<const S: usize, const G: usize, K: Operands<S, G, Weight = W>>(self, isa: Isa) {
         if self.weights.hidden == 0 {
             self.logits.fill(0.0);
             return;
@@ -139,7 +139,7 @@ struct Loops<const S: usize, W> {
 /// Looks up the `Loops` of a kind.
 struct LoopsOf<const S: usize, const G: usize, K>(PhantomData<K>);
 
-impl<const S: usize, const G: usize, K: Kind<S, G>> Work for LoopsOf<S, G, K> {
+impl<const S: usize, const G: usize, K: Operands<S, G>> Work for LoopsOf<S, G, K> {
     type Output = Loops<S, K::Weight>;
     const SETS: Sets = K::Dot::SETS;
 
@@ -180,7 +180,7 @@ impl<D: Dot> Work for ReduceOf<'_, '_, D> {
 /// Adds one step of k to the sums: the chunks of `M` rows x `N` times four transposed weight rows. Each chunk
 /// of a row is read once for all weight rows.
 #[inline(always)]
-fn join<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize, const N: usize>(
+fn join<const S: usize, const G: usize, K: Operands<S, G>, A: Arith, const M: usize, const N: usize>(
     x: &[[[Chunk; M]; 4]; G],
     steps: &[[A::Quad; 4]; N],
     sums: &mut [[A::Quad; M]; N],
@@ -204,7 +204,7 @@ fn join<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize,
 
 /// Adds part `g` of a step.
 #[inline(always)]
-fn join_part<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize, const N: usize>(
+fn join_part<const S: usize, const G: usize, K: Operands<S, G>, A: Arith, const M: usize, const N: usize>(
     x: &[[Chunk; M]; 4],
     steps: &[[A::Quad; 4]; N],
     g: usize,

@@ -2,7 +2,7 @@
 //! are widened to f32.
 
 use crate::isa::Arith;
-use crate::lanes::{BYTE, Dot, Kind, WIDE, Widen};
+use crate::lanes::{BYTE, Dot, Operands, WIDE, Widen};
 use bytemuck::cast;
 use std::marker::PhantomData;
 
@@ -15,7 +15,7 @@ pub(crate) struct FloatInt8;
 /// E4M3 weights (W8A16), f32 rows, f32 sums.
 pub(crate) struct FloatE4m3;
 
-impl<W: Widen> Kind<WIDE, 1> for Float<W> {
+impl<W: Widen> Operands<WIDE, 1> for Float<W> {
     type Weight = W;
     type Dot = DotF32;
 
@@ -29,7 +29,7 @@ impl<W: Widen> Kind<WIDE, 1> for Float<W> {
     }
 }
 
-impl Kind<BYTE, 4> for FloatInt8 {
+impl Operands<BYTE, 4> for FloatInt8 {
     type Weight = i8;
     type Dot = DotF32;
 
@@ -44,7 +44,7 @@ impl Kind<BYTE, 4> for FloatInt8 {
     }
 }
 
-impl Kind<BYTE, 4> for FloatE4m3 {
+impl Operands<BYTE, 4> for FloatE4m3 {
     type Weight = u8;
     type Dot = DotF32;
 

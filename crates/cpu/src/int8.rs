@@ -1,13 +1,13 @@
 //! The W8A8 inner loop: int8 weights and int8 rows are widened to int16; int32 sums. Exact in any order.
 
 use crate::isa::{Arith, Sets};
-use crate::lanes::{BYTE, Dot, Kind, Quad};
+use crate::lanes::{BYTE, Dot, Operands, Quad};
 use bytemuck::cast;
 
 /// int8 weights, int8 rows, int32 sums.
 pub(crate) struct Int8;
 
-impl Kind<BYTE, 2> for Int8 {
+impl Operands<BYTE, 2> for Int8 {
     type Weight = i8;
     type Dot = DotI16;
 

@@ -7,13 +7,13 @@
 
 use crate::BLOCK;
 use crate::isa::{Arith, Sets, Work};
-use crate::lanes::{BYTE, Chunk, Dot, Kind, Quad};
+use crate::lanes::{BYTE, Chunk, Dot, Operands, Quad};
 use bytemuck::{Zeroable, cast};
 
 /// int8 weights, int8 rows, int32 sums.
 pub(crate) struct Int8Dot;
 
-impl Kind<BYTE, 1> for Int8Dot {
+impl Operands<BYTE, 1> for Int8Dot {
     type Weight = i8;
     type Dot = DotI8;
 

@@ -37,7 +37,7 @@ pub(crate) const BYTE: usize = 64;
 ///
 /// Narrow weights are transposed before they are widened, part by part: the other way round there would be
 /// `G` times as many registers to transpose.
-pub(crate) trait Kind<const S: usize, const G: usize> {
+pub(crate) trait Operands<const S: usize, const G: usize> {
     /// A weight as it is stored.
     type Weight: Copy + Default + Sync;
     /// How its chunks are multiplied with those of hidden rows.

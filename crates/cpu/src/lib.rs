@@ -32,11 +32,11 @@ pub mod quantize;
 pub mod roof;
 
 pub use amx::Amx;
-pub use block::Scratch;
+pub use block::BlockScratch;
 pub use convert::RowType;
 pub use isa::{Arith, Isa, Sets, Work};
 pub use pack::pass_rows;
-pub use product::{Format, PackedRows, Rows, Weights, weight_sums};
+pub use product::{Format, HiddenRowsRef, PackedRows, Weights, weight_sums};
 
 /// Vocabulary ids of a block; one call of [`PackedRows::multiply`] takes one block or several.
 pub const BLOCK: usize = 64;

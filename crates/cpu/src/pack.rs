@@ -5,20 +5,20 @@ use crate::block::quads;
 use crate::convert::RowType;
 use crate::isa::{Arith, Isa, Work};
 use crate::lanes::{BYTE, Chunk};
-use crate::product::Rows;
+use crate::product::HiddenRowsRef;
 use crate::quantize::quantize;
 use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Chunks of k in a piece; all rows go over a piece before the next one. A piece of widened weights of 16
-/// vocabulary ids has 16 KiB, half of an L1 cache.
-pub(crate) const PIECE: usize = 64;
+/// Chunks of k in a k-block; all rows go over a k-block before the next one. A k-block of widened weights of
+/// 16 vocabulary ids has 16 KiB, half of an L1 cache.
+pub(crate) const K_BLOCK: usize = 64;
 
 /// Bytes of packed rows of one pass over the weights. They are read again for every block of vocabulary ids,
 /// so they must stay in the last-level cache, which is shared with others.
 const PASS_BYTES: usize = 8 << 20;
-/// The most rows of one pass: their pieces and their sums, 256 KiB each, stay in the L2 cache.
+/// The most rows of one pass: their k-blocks and their sums, 256 KiB each, stay in the L2 cache.
 const PASS_ROWS: usize = 256;
 /// The most bytes of packed rows in several tiles whose weights come straight from memory. All of them are
 /// read again for every eight ids, so they must fit the L2 cache beside the weights of these ids and of the
@@ -31,7 +31,7 @@ pub fn pass_rows(hidden: usize) -> usize {
 }
 
 /// Packed rows: tile after tile, in each tile chunk after chunk of k, one for each row. For panels, k is
-/// first cut into pieces: piece after piece, and in each piece tile after tile.
+/// first cut into k-blocks: k-block after k-block, and in each k-block tile after tile.
 #[derive(Debug)]
 pub(crate) struct Packed {
     /// `[rows, per_row]`. May be longer, from larger rows before.
@@ -80,10 +80,10 @@ impl Packed {
         self.rows
     }
 
-    /// The range of chunks of each piece.
-    pub fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
+    /// The range of chunks of each k-block.
+    pub fn k_blocks(&self) -> impl Iterator<Item = Range<usize>> {
         let per_row = self.layout.per_row;
-        (0..per_row).step_by(PIECE).map(move |first| first..per_row.min(first + PIECE))
+        (0..per_row).step_by(K_BLOCK).map(move |first| first..per_row.min(first + K_BLOCK))
     }
 
     /// First row and number of rows of each tile.
@@ -99,7 +99,8 @@ impl Packed {
         [(0, rows + 1, rows_of_larger), (rows_of_larger, rows, self.rows - rows_of_larger)]
     }
 
-    /// Parts of a step ([`Kind`](crate::lanes::Kind)'s `G`) of the weights that the rows are packed for.
+    /// Parts of a step ([`Operands`](crate::lanes::Operands)'s `G`) of the weights that the rows are packed
+    /// for.
     pub fn parts(&self) -> usize {
         self.layout.parts
     }
@@ -113,15 +114,15 @@ impl Packed {
     /// The chunks of the tile that begins at row `row` and has `rows` rows. Only where weights come straight
     /// from memory ([`direct`](Self::direct)).
     pub fn tile(&self, row: usize, rows: usize) -> &[Chunk] {
-        debug_assert!(self.tiling.direct.is_some(), "the pieces of other tiles lie apart");
+        debug_assert!(self.tiling.direct.is_some(), "the k-blocks of other tiles lie apart");
         &self.chunks[row * self.layout.per_row..][..rows * self.layout.per_row]
     }
 
-    /// The chunks of a piece, of the tiles from row `row` on that have `rows` rows together. Only where
+    /// The chunks of a k-block, of the tiles from row `row` on that have `rows` rows together. Only where
     /// weights go through panels.
-    pub fn piece(&self, piece: &Range<usize>, row: usize, rows: usize) -> &[Chunk] {
-        debug_assert!(self.tiling.direct.is_none(), "a tile's pieces lie one behind the other");
-        &self.chunks[piece.start * self.rows + row * piece.len()..][..rows * piece.len()]
+    pub fn k_block(&self, k_block: &Range<usize>, row: usize, rows: usize) -> &[Chunk] {
+        debug_assert!(self.tiling.direct.is_none(), "a tile's k-blocks lie one behind the other");
+        &self.chunks[k_block.start * self.rows + row * k_block.len()..][..rows * k_block.len()]
     }
 
     /// No rows, and no memory.
@@ -138,7 +139,7 @@ impl Packed {
         }
     }
 
-    /// Packs `rows` rows in place of those before; `fill(row, piece, chunks)` writes a piece of a row to
+    /// Packs `rows` rows in place of those before; `fill(row, k_block, chunks)` writes a k-block of a row to
     /// zeroed chunks.
     fn pack<F>(&mut self, isa: Isa, layout: Layout, rows: usize, fill: F)
     where
@@ -149,17 +150,17 @@ impl Packed {
         self.reserve(layout, rows);
         (self.rows, self.layout, self.tiling) = (rows, layout, tiling);
         let mut rest = &mut self.chunks[..rows * per_row];
-        // For weights straight from memory, a tile has the whole of k; for panels, all tiles of a piece of k
+        // For weights straight from memory, a tile has the whole of k; for panels, all tiles of a k-block
         // lie together.
         for (first, rows) in tiles(rows, if tiling.direct.is_some() { tiling.tile_rows } else { rows }) {
             let together = rest.split_off_mut(..rows * per_row).expect("there are so many chunks");
-            together.par_chunks_mut((rows * PIECE).max(1)).enumerate().for_each(|(piece, chunks)| {
+            together.par_chunks_mut((rows * K_BLOCK).max(1)).enumerate().for_each(|(k_block, chunks)| {
                 let len = chunks.len() / rows;
                 for (row, rows) in tiles(rows, tiling.tile_rows) {
                     let chunks = &mut chunks[row * len..][..rows * len];
                     for r in 0..rows {
-                        let mut chunks_of_row = [Chunk::default(); PIECE];
-                        fill(first + row + r, piece, &mut chunks_of_row[..len]);
+                        let mut chunks_of_row = [Chunk::default(); K_BLOCK];
+                        fill(first + row + r, k_block, &mut chunks_of_row[..len]);
                         for (to, from) in chunks[r..].iter_mut().step_by(rows).zip(&chunks_of_row) {
                             *to = *from;
                         }
@@ -212,11 +213,17 @@ impl Work for ChooseTiling {
 }
 
 /// Widens rows `range` to f32.
-pub(crate) fn float(packed: &mut Packed, isa: Isa, layout: Layout, rows: &Rows<'_>, range: Range<usize>) {
+pub(crate) fn float(
+    packed: &mut Packed,
+    isa: Isa,
+    layout: Layout,
+    rows: &HiddenRowsRef<'_>,
+    range: Range<usize>,
+) {
     let (hidden, size) = (rows.hidden, rows.dtype.size());
-    packed.pack(isa, layout, range.len(), |row, piece, chunks| {
+    packed.pack(isa, layout, range.len(), |row, k_block, chunks| {
         let out: &mut [f32] = cast_slice_mut(chunks);
-        let k = piece * PIECE * 4..hidden.min(piece * PIECE * 4 + out.len());
+        let k = k_block * K_BLOCK * 4..hidden.min(k_block * K_BLOCK * 4 + out.len());
         let bytes = &(rows.row)(range.start + row)[k.start * size..k.end * size];
         isa.run(WidenRow { bytes, dtype: rows.dtype, out: &mut out[..k.len()] });
     });
@@ -224,10 +231,16 @@ pub(crate) fn float(packed: &mut Packed, isa: Isa, layout: Layout, rows: &Rows<'
 
 /// Packs rows `range`, which are bf16, unchanged. (Machines that multiply bf16 are little-endian, as the rows
 /// are.)
-pub(crate) fn bf16(packed: &mut Packed, isa: Isa, layout: Layout, rows: &Rows<'_>, range: Range<usize>) {
-    packed.pack(isa, layout, range.len(), |row, piece, chunks| {
+pub(crate) fn bf16(
+    packed: &mut Packed,
+    isa: Isa,
+    layout: Layout,
+    rows: &HiddenRowsRef<'_>,
+    range: Range<usize>,
+) {
+    packed.pack(isa, layout, range.len(), |row, k_block, chunks| {
         let out: &mut [u8] = cast_slice_mut(chunks);
-        let bytes = &(rows.row)(range.start + row)[piece * PIECE * 16..];
+        let bytes = &(rows.row)(range.start + row)[k_block * K_BLOCK * 16..];
         let bytes = &bytes[..bytes.len().min(out.len())];
         out[..bytes.len()].copy_from_slice(bytes);
     });
@@ -257,7 +270,7 @@ impl Quantized {
     }
 
     /// Quantises rows `range`, in place of those before.
-    pub fn quantize(&mut self, isa: Isa, rows: &Rows<'_>, range: Range<usize>) {
+    pub fn quantize(&mut self, isa: Isa, rows: &HiddenRowsRef<'_>, range: Range<usize>) {
         let hidden = rows.hidden;
         self.reserve(range.len(), hidden);
         self.hidden = hidden;
@@ -294,9 +307,9 @@ impl Quantized {
 
 /// Packs quantised rows as bytes, offset by 128 to be unsigned.
 pub(crate) fn quantized_bytes(packed: &mut Packed, isa: Isa, layout: Layout, quantized: &Quantized) {
-    packed.pack(isa, layout, quantized.scales.len(), |row, piece, chunks| {
+    packed.pack(isa, layout, quantized.scales.len(), |row, k_block, chunks| {
         let out: &mut [u8] = cast_slice_mut(chunks);
-        for (out, q) in out.iter_mut().zip(quantized.rest(row, piece * PIECE * 16)) {
+        for (out, q) in out.iter_mut().zip(quantized.rest(row, k_block * K_BLOCK * 16)) {
             *out = (*q as u8) ^ 0x80; // + 128
         }
     });
@@ -304,9 +317,9 @@ pub(crate) fn quantized_bytes(packed: &mut Packed, isa: Isa, layout: Layout, qua
 
 /// Packs quantised rows, their int8 values widened to int16.
 pub(crate) fn quantized(packed: &mut Packed, isa: Isa, layout: Layout, quantized: &Quantized) {
-    packed.pack(isa, layout, quantized.scales.len(), |row, piece, chunks| {
+    packed.pack(isa, layout, quantized.scales.len(), |row, k_block, chunks| {
         let out: &mut [i16] = cast_slice_mut(chunks);
-        for (out, q) in out.iter_mut().zip(quantized.rest(row, piece * PIECE * 8)) {
+        for (out, q) in out.iter_mut().zip(quantized.rest(row, k_block * K_BLOCK * 8)) {
             *out = i16::from(*q);
         }
     });

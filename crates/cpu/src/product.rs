@@ -4,13 +4,13 @@ use crate::BLOCK;
 use crate::amx::emulated::Emulated;
 use crate::amx::{self, PackedTiles, TileMatmul};
 use crate::bf16_dot::{Bf16, Bf16E4m3, Bf16Int8};
-use crate::block::{Matmul, Scratch, WeightRows};
+use crate::block::{BlockScratch, Matmul, WeightRows};
 use crate::convert::RowType;
 use crate::float::{Float, FloatE4m3, FloatInt8};
 use crate::int8::Int8;
 use crate::int8_dot::{Int8Dot, Offset, RowSums};
 use crate::isa::Isa;
-use crate::lanes::{BYTE, HALF, Kind, WIDE};
+use crate::lanes::{BYTE, HALF, Operands, WIDE};
 use crate::pack::{self, Layout, Packed, Quantized};
 use bytemuck::cast_slice;
 use half::{bf16, f16};
@@ -46,7 +46,7 @@ pub enum Weights<'a> {
 
 /// Hidden rows, each of which may lie anywhere.
 #[derive(Clone, Copy)]
-pub struct Rows<'a> {
+pub struct HiddenRowsRef<'a> {
     pub dtype: RowType,
     /// Elements of a row.
     pub hidden: usize,
@@ -122,7 +122,7 @@ impl PackedRows {
     }
 
     /// Packs rows `range` for weights of `format`, on the threads of the current pool.
-    pub fn pack(&mut self, rows: &Rows<'_>, format: Format, range: Range<usize>) {
+    pub fn pack(&mut self, rows: &HiddenRowsRef<'_>, format: Format, range: Range<usize>) {
         let (inner, layout) = self.inner(format, rows.dtype, rows.hidden);
         (self.inner, self.hidden) = (inner, rows.hidden);
         self.quantized.clear();
@@ -182,7 +182,7 @@ impl PackedRows {
         ids: usize,
         sums: &[i32],
         logits: &mut [f32],
-        scratch: &mut Scratch,
+        scratch: &mut BlockScratch,
     ) {
         match (self.inner, weights) {
             (Inner::Float, Weights::F32(w)) => self.run::<WIDE, 1, Float<f32>>(w, ids, logits, scratch),
@@ -199,27 +199,27 @@ impl PackedRows {
                 self.isa.run(Offset { logits, weights: sums });
             }
             (Inner::Bf16Tiles, Weights::Bf16(w)) => {
-                self.tiles(amx::Kind::Bf16, cast_slice(w), 2, ids, logits, scratch);
+                self.tiles(amx::AmxOperands::Bf16, cast_slice(w), 2, ids, logits, scratch);
             }
             (Inner::Bf16Tiles, Weights::I8(w)) => {
-                self.tiles(amx::Kind::Int8ToBf16, cast_slice(w), 1, ids, logits, scratch);
+                self.tiles(amx::AmxOperands::Int8ToBf16, cast_slice(w), 1, ids, logits, scratch);
             }
             (Inner::Bf16Tiles, Weights::E4m3(w)) => {
-                self.tiles(amx::Kind::E4m3ToBf16, w, 1, ids, logits, scratch);
+                self.tiles(amx::AmxOperands::E4m3ToBf16, w, 1, ids, logits, scratch);
             }
             (Inner::Int8Tiles, Weights::I8(w)) => {
-                self.tiles(amx::Kind::Int8, cast_slice(w), 1, ids, logits, scratch);
+                self.tiles(amx::AmxOperands::Int8, cast_slice(w), 1, ids, logits, scratch);
             }
             (inner, _) => panic!("the rows were packed for weights of another format ({inner:?})"),
         }
     }
 
-    fn run<const S: usize, const G: usize, K: Kind<S, G>>(
+    fn run<const S: usize, const G: usize, K: Operands<S, G>>(
         &self,
         weights: &[K::Weight],
         ids: usize,
         logits: &mut [f32],
-        scratch: &mut Scratch,
+        scratch: &mut BlockScratch,
     ) {
         let weights = WeightRows { weights, hidden: self.hidden, ids };
         Matmul { rows: &self.packed, weights, logits, scratch }.run::<S, G, K>(self.isa);
@@ -230,12 +230,12 @@ impl PackedRows {
     /// `multiply` by tiles, for weights of `size` bytes each.
     fn tiles(
         &self,
-        kind: amx::Kind,
+        kind: amx::AmxOperands,
         weights: &[u8],
         size: usize,
         ids: usize,
         logits: &mut [f32],
-        scratch: &mut Scratch,
+        scratch: &mut BlockScratch,
     ) {
         let (row_bytes, scratch) = (self.hidden * size, &mut scratch.tiles);
         // A last block that is not whole is a call of its own.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// An emulated device that several threads share: one launch after the other, each on all cores, checked for
-/// races.
+/// races. Only kernels that wait for kernels of other ranks, which other threads launch, run beside others.
 #[derive(Debug, Clone, Default)]
 pub struct EmulatedDevice {
     device: Arc<Mutex<Device>>,
@@ -118,23 +118,27 @@ impl Drop for EmulatedBuffer {
     }
 }
 
-/// Host memory for copies of an [`EmulatedDevice`], which are complete as soon as they are queued.
+/// Host memory for copies of an [`EmulatedDevice`], which are complete as soon as they are queued. Kernels
+/// reach it at its own address, as they reach page-locked memory on a GPU.
 #[derive(Debug)]
-pub struct Staging {
-    /// Words, for the alignment.
-    words: Vec<u64>,
-    bytes: usize,
-}
+pub struct Staging(EmulatedBuffer);
 
 impl AsRef<[u8]> for Staging {
     fn as_ref(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[..self.bytes]
+        let Buffer { address, bytes, .. } = self.0.buffer;
+        let start = std::ptr::with_exposed_provenance(address as usize);
+        // SAFETY: the buffer is there until this is dropped; the device does not hand it to anyone else.
+        // Whoever lets a kernel write there waits for it before reading, as with a GPU.
+        unsafe { std::slice::from_raw_parts(start, bytes) }
     }
 }
 
 impl AsMut<[u8]> for Staging {
     fn as_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.bytes]
+        let Buffer { address, bytes, .. } = self.0.buffer;
+        let start = std::ptr::with_exposed_provenance_mut(address as usize);
+        // SAFETY: as above, and borrowed for writing.
+        unsafe { std::slice::from_raw_parts_mut(start, bytes) }
     }
 }
 
@@ -229,9 +233,7 @@ impl KernelDevice for EmulatedDevice {
     }
 
     fn staging(&self, bytes: usize) -> Result<Staging> {
-        self.count(|c| &c.made);
-        // Not zeros, so that bytes that no copy has brought show.
-        Ok(Staging { words: vec![0xcbcb_cbcb_cbcb_cbcb; bytes.div_ceil(8)], bytes })
+        Ok(Staging(self.alloc(bytes)?))
     }
 
     unsafe fn copy_rows(&self, (): (), copy: &CopyRows) -> Result<()> {
@@ -302,6 +304,12 @@ impl KernelDevice for EmulatedDevice {
         let config = self.config(grid);
         if kernel.name().contains("matmul") {
             self.count(|c| &c.products);
+        }
+        if kernel.waits_for_peers() {
+            // A statement of its own, at whose end the lock is given back.
+            let launch = self.lock().prepare_for_peers(kernel, params, &config);
+            // SAFETY: the caller's promise, as for a kernel that runs on a GPU.
+            return unsafe { launch.map_err(failed)?.run() }.map_err(failed);
         }
         self.lock().launch_in_turn(kernel, params, &config).map_err(failed)
     }

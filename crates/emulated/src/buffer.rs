@@ -1,7 +1,9 @@
 //! Global memory of the emulated device.
 
 use std::alloc::{Layout, alloc, dealloc};
+use std::ops::{Deref, Range};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Alignment of a buffer, as CUDA's allocations have it; as much unused memory lies before and behind.
 const GUARD: usize = 256;
@@ -31,19 +33,50 @@ impl Buffer {
     }
 }
 
-/// Memory that kernels read and write through its address.
 #[derive(Debug)]
-pub(super) struct Memory {
+struct Allocation {
     start: NonNull<u8>,
     layout: Layout,
+}
+
+// SAFETY: owned memory; whoever holds the device decides who touches it.
+unsafe impl Send for Allocation {}
+// SAFETY: as above.
+unsafe impl Sync for Allocation {}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `Memory::new` with this layout.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+/// Memory as a launch reaches it: there for as long as this is, though the device frees it meanwhile.
+#[derive(Debug, Clone)]
+pub(super) struct Reachable {
+    allocation: Arc<Allocation>,
     pub bytes: usize,
     pub writable: bool,
 }
 
-// SAFETY: owned memory; whoever holds the device decides who touches it.
-unsafe impl Send for Memory {}
-// SAFETY: shared references only read.
-unsafe impl Sync for Memory {}
+impl Reachable {
+    pub fn address(&self) -> u64 {
+        // SAFETY: the guard is inside of the allocation.
+        unsafe { self.allocation.start.add(GUARD) }.as_ptr().expose_provenance() as u64
+    }
+}
+
+/// Memory that kernels read and write through its address, and its device copies from and to.
+#[derive(Debug)]
+pub(super) struct Memory(Reachable);
+
+impl Deref for Memory {
+    type Target = Reachable;
+
+    fn deref(&self) -> &Reachable {
+        &self.0
+    }
+}
 
 impl Memory {
     /// None where this machine has not that much memory.
@@ -55,28 +88,32 @@ impl Memory {
         // Not zeros, so that what a kernel forgets to write shows.
         // SAFETY: the whole allocation.
         unsafe { start.write_bytes(0xCB, size) };
-        Some(Memory { start, layout, bytes, writable })
+        Some(Memory(Reachable { allocation: Arc::new(Allocation { start, layout }), bytes, writable }))
     }
 
-    pub fn address(&self) -> u64 {
-        // SAFETY: the guard is inside of the allocation.
-        unsafe { self.start.add(GUARD) }.as_ptr() as u64
+    pub fn reachable(&self) -> Reachable {
+        self.0.clone()
     }
 
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: initialised by `new`; no launch runs while the device is borrowed.
-        unsafe { std::slice::from_raw_parts(self.start.add(GUARD).as_ptr(), self.bytes) }
+    /// # Panics
+    /// Where the range is not within the memory; likewise [`Memory::bytes_mut`].
+    pub fn bytes(&self, range: Range<usize>) -> &[u8] {
+        assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {} bytes", self.bytes);
+        // SAFETY: inside of the allocation, which `new` has initialised. No launch writes there while the
+        // device is borrowed: one that runs meanwhile is `PeerLaunch::run`, whose caller promises that.
+        unsafe {
+            std::slice::from_raw_parts(self.allocation.start.add(GUARD + range.start).as_ptr(), range.len())
+        }
     }
 
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+    pub fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
+        assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {} bytes", self.bytes);
         // SAFETY: as above, and borrowed for writing.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(GUARD).as_ptr(), self.bytes) }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `new` with this layout.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.allocation.start.add(GUARD + range.start).as_ptr(),
+                range.len(),
+            )
+        }
     }
 }

@@ -12,6 +12,7 @@ pub struct RawKernel {
     max_threads: u32,
     blocks_per_sm: u32,
     pub(super) cluster: u32,
+    pub(super) waits_for_peers: u32,
 }
 
 // SAFETY: written by the compiler, never changed.

@@ -32,6 +32,13 @@ impl<P: Params> Kernel<P> {
         // SAFETY: written by KERNEL, from a name in the source.
         unsafe { CStr::from_ptr((*self.raw).name) }.to_str().unwrap_or("?")
     }
+
+    /// Whether its blocks wait for kernels of other ranks (`PEER_KERNEL`), so that all of them must run at
+    /// the same time.
+    pub fn waits_for_peers(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.raw).waits_for_peers != 0 }
+    }
 }
 
 /// The kernel that `KERNEL(name, Params, ...)` declares in a `.cu` file of this crate.
@@ -70,7 +77,8 @@ pub struct LaunchConfig {
     pub seed: u64,
     /// Look for races, missing fences and copies that are used too early. Bounds are always checked.
     pub checks: bool,
-    /// OS threads, which share the blocks; no more than cores are used.
+    /// OS threads, which share the blocks; no more than cores are used. Clusters of a kernel that waits for
+    /// those of other ranks have a thread each, whatever this says.
     pub threads: usize,
     /// The block, counted along x, then y, then z, whose instructions [`super::Device::take_trace`] gives.
     /// The environment variable `LMHEAD_EMULATED_TRACE` (a block's number, or `kernel:number`) prints them to
@@ -149,6 +157,7 @@ pub(super) struct Prepared {
     /// A copy of the parameters, aligned for tensor maps.
     params: Vec<Line>,
     pub config: LaunchConfig,
+    pub waits_for_peers: bool,
 }
 
 #[repr(C, align(64))]
@@ -190,7 +199,8 @@ impl Prepared {
                 size_of::<P>(),
             );
         }
-        let prepared = Prepared { kernel: kernel.raw, name, params: copy, config };
+        let waits_for_peers = kernel.waits_for_peers();
+        let prepared = Prepared { kernel: kernel.raw, name, params: copy, config, waits_for_peers };
         let mut fault = RawFault::empty();
         // SAFETY: both point to what they say; the check looks at nothing but sizes.
         if unsafe { ffi::lmhead_emulated_check_launch(&prepared.raw(), &mut *fault) } != 0 {

@@ -49,6 +49,8 @@ pub mod ffi;
 mod launch;
 pub mod microkernels;
 mod order;
+#[allow(unsafe_code, reason = "launches that run while others use the device")]
+mod peers;
 #[allow(unsafe_code, reason = "parameters of kernels")]
 #[doc(hidden)]
 pub mod probe;
@@ -62,13 +64,14 @@ pub use backend::{Counts, EmulatedBuffer, EmulatedDevice, Staging};
 pub use buffer::Buffer;
 pub use fault::{Fault, FaultKind};
 pub use launch::{Kernel, LaunchConfig, Params};
+pub use peers::PeerLaunch;
 pub use tensor_map::encode;
 
-use buffer::Memory;
+use buffer::{Memory, Reachable};
 use launch::Prepared;
 use run::{Marks, Order};
 
-/// A device: its buffers, and launches one after the other.
+/// A device: its buffers, and launches one after the other, but for those of [`Device::prepare_for_peers`].
 ///
 /// Kernels reach the device's own buffers and nothing else: an address outside of them is a fault. So a
 /// launch is safe whatever its parameters say.
@@ -87,10 +90,10 @@ impl Device {
         Self::default()
     }
 
-    /// A buffer of `bytes` bytes, of no particular content, aligned to 256.
+    /// A buffer of `bytes` bytes with arbitrary contents, aligned to 256.
     ///
     /// # Errors
-    /// Of kind `Launch` where this machine has not that much memory.
+    /// A fault of kind `Launch` if this machine has too little memory.
     pub fn alloc(&mut self, bytes: usize) -> Result<Buffer, Fault> {
         let memory = Memory::new(bytes, true);
         Ok(self.add(memory.ok_or_else(|| out_of_memory(bytes))?))
@@ -112,23 +115,24 @@ impl Device {
     /// The buffer's content, as many whole values as it holds.
     ///
     /// # Errors
-    /// Of kind `Launch` where the buffer is another device's.
+    /// A fault of kind `Launch` if the buffer is another device's.
     pub fn download<T: bytemuck::AnyBitPattern>(&self, buffer: Buffer) -> Result<Vec<T>, Fault> {
         let memory = &self.memories[self.find(buffer)?];
         // A type without bytes has no values here.
         let size = size_of::<T>().max(1);
         let count = if size_of::<T>() == 0 { 0 } else { memory.bytes / size };
-        Ok(memory.bytes().chunks_exact(size).take(count).map(bytemuck::pod_read_unaligned).collect())
+        let bytes = memory.bytes(0..memory.bytes);
+        Ok(bytes.chunks_exact(size).take(count).map(bytemuck::pod_read_unaligned).collect())
     }
 
     /// Overwrites the buffer from byte `at` on.
     ///
     /// # Errors
-    /// Of kind `Launch` where the buffer is another device's, or smaller.
+    /// A fault of kind `Launch` if the buffer is another device's, or smaller.
     pub fn write(&mut self, buffer: Buffer, at: usize, bytes: &[u8]) -> Result<(), Fault> {
         let number = self.find(buffer)?;
         let range = within(&self.memories[number], at, bytes.len())?;
-        self.memories[number].bytes_mut()[range].copy_from_slice(bytes);
+        self.memories[number].bytes_mut(range).copy_from_slice(bytes);
         Ok(())
     }
 
@@ -138,17 +142,17 @@ impl Device {
     /// As [`Device::write`].
     pub fn read(&self, buffer: Buffer, at: usize, bytes: &mut [u8]) -> Result<(), Fault> {
         let memory = &self.memories[self.find(buffer)?];
-        bytes.copy_from_slice(&memory.bytes()[within(memory, at, bytes.len())?]);
+        bytes.copy_from_slice(memory.bytes(within(memory, at, bytes.len())?));
         Ok(())
     }
 
     /// `bytes` bytes from `address` on.
     ///
     /// # Errors
-    /// Of kind `Launch` where they are not within one buffer.
+    /// A fault of kind `Launch` if they are not within one buffer.
     pub fn bytes(&self, address: u64, bytes: usize) -> Result<&[u8], Fault> {
         let (memory, range) = self.locate(address, bytes)?;
-        Ok(&self.memories[memory].bytes()[range])
+        Ok(self.memories[memory].bytes(range))
     }
 
     /// The same, to be written.
@@ -157,7 +161,7 @@ impl Device {
     /// As [`Device::bytes`].
     pub fn bytes_mut(&mut self, address: u64, bytes: usize) -> Result<&mut [u8], Fault> {
         let (memory, range) = self.locate(address, bytes)?;
-        Ok(&mut self.memories[memory].bytes_mut()[range])
+        Ok(self.memories[memory].bytes_mut(range))
     }
 
     /// The memory that has all of these bytes, by its number, and where in it they are.
@@ -178,7 +182,7 @@ impl Device {
     /// Gives a buffer's memory back: kernels that still reach for it are at fault.
     ///
     /// # Errors
-    /// Of kind `Launch` where the buffer is another device's.
+    /// A fault of kind `Launch` if the buffer is another device's.
     pub fn free(&mut self, buffer: Buffer) -> Result<(), Fault> {
         let number = self.find(buffer)?;
         // A GPU waits here for all that runs; and the number may be another buffer's next.
@@ -201,7 +205,7 @@ impl Device {
     ) -> Result<(), Fault> {
         let launch = Prepared::new(kernel, params, config)?;
         self.before = None;
-        run::run(&mut self.memories, &mut self.trace, &[launch], Order::Overlapping)
+        run::run(&self.reachable(), &mut self.trace, &[launch], Order::Overlapping)
     }
 
     /// Runs a kernel to its end, as one that could have begun while the one before it ran: by programmatic
@@ -220,7 +224,24 @@ impl Device {
         config: &LaunchConfig,
     ) -> Result<(), Fault> {
         let launch = Prepared::new(kernel, params, config)?;
-        run::run(&mut self.memories, &mut self.trace, &[launch], Order::InTurn(&mut self.before))
+        run::run(&self.reachable(), &mut self.trace, &[launch], Order::InTurn(&mut self.before))
+    }
+
+    /// A launch as [`Device::launch_in_turn`] runs it, for a kernel that waits for kernels of other ranks
+    /// (`PEER_KERNEL`): it runs without the device, which other threads use meanwhile. It reaches the buffers
+    /// that the device has now, also when they are freed while it runs.
+    ///
+    /// # Errors
+    /// `Launch` where the device refuses it.
+    pub fn prepare_for_peers<P: Params>(
+        &mut self,
+        kernel: &Kernel<P>,
+        params: &P,
+        config: &LaunchConfig,
+    ) -> Result<PeerLaunch, Fault> {
+        let launch = Prepared::new(kernel, params, config)?;
+        // What follows is not compared with this launch: other ranks' launches come between.
+        Ok(PeerLaunch::new(launch, self.reachable(), self.before.take()))
     }
 
     /// Runs two kernels, the second by programmatic dependent launch: it may begin when every block of the
@@ -238,10 +259,11 @@ impl Device {
         let launches =
             [Prepared::new(first.0, first.1, first.2)?, Prepared::new(second.0, second.1, second.2)?];
         self.before = None;
-        run::run(&mut self.memories, &mut self.trace, &launches, Order::Overlapping)
+        run::run(&self.reachable(), &mut self.trace, &launches, Order::Overlapping)
     }
 
-    /// The lines that [`LaunchConfig::trace`] asked for, since the last call: one per instruction.
+    /// The lines that [`LaunchConfig::trace`] asked for, since the last call: one per instruction. A
+    /// [`PeerLaunch`] leaves none.
     pub fn take_trace(&mut self) -> Vec<String> {
         std::mem::take(&mut self.trace)
     }
@@ -250,8 +272,13 @@ impl Device {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let mut memory =
             Memory::new(bytes.len(), writable).unwrap_or_else(|| panic!("{}", out_of_memory(bytes.len())));
-        memory.bytes_mut().copy_from_slice(bytes);
+        memory.bytes_mut(0..bytes.len()).copy_from_slice(bytes);
         self.add(memory)
+    }
+
+    /// The memories as a launch reaches them, by their numbers.
+    fn reachable(&self) -> Vec<Reachable> {
+        self.memories.iter().map(Memory::reachable).collect()
     }
 
     fn add(&mut self, memory: Memory) -> Buffer {

@@ -70,8 +70,8 @@ probes! {
     broken_answers broken_replace broken_capacity broken_cuts broken_draws broken_inputs broken_select
     probe_shared_atomics
     broken_fragments broken_accumulators broken_one broken_waits broken_bulk
-    probe_flags probe_flags_bulk probe_bulk_multicast probe_timer broken_flags broken_bulk_multicast
-    probe_hopper_tiles probe_weight_vector
+    probe_peers probe_flags probe_flags_bulk probe_bulk_multicast probe_timer broken_flags
+    broken_bulk_multicast probe_hopper_tiles probe_weight_vector
 }
 
 /// One launch: input words, how many words of output (which begin as zeros), variants and maps.

@@ -1,6 +1,6 @@
 //! Runs the clusters of a launch, or of two launches that overlap, on OS threads.
 
-use super::buffer::Memory;
+use super::buffer::Reachable;
 use super::fault::Fault;
 use super::ffi::{self, Allocation, RawFault};
 use super::launch::Prepared;
@@ -101,9 +101,7 @@ fn next(shared: &Shared) -> Option<(usize, u64)> {
     }
 }
 
-fn work(shared: &Shared, launches: &[RawLaunch]) {
-    let stacks = launches.iter().map(|launch| launch.stacks).max().unwrap_or(0);
-    let worker = Worker::take(stacks);
+fn work(shared: &Shared, launches: &[RawLaunch], worker: &Worker) {
     let mut fault = RawFault::empty();
     while let Some((launch, cluster)) = next(shared) {
         // SAFETY: the launch was checked, its buffers live and are borrowed for writing, and this thread has
@@ -125,8 +123,6 @@ fn work(shared: &Shared, launches: &[RawLaunch]) {
 struct RawLaunch {
     raw: ffi::Launch,
     name: &'static str,
-    /// Threads of a cluster.
-    stacks: u32,
 }
 
 // SAFETY: what the pointers name is read only, or written as several OS threads may (buffers, by the kernels'
@@ -147,7 +143,7 @@ fn traced_by_environment(kernel: &str) -> Option<u64> {
 /// nothing.
 pub type Marks = Vec<Vec<u64>>;
 
-/// How launches stand to those before them.
+/// How launches are ordered against those before them.
 pub enum Order<'a> {
     /// One that begins when all before it has ended; or two, of which the second begins before the first has.
     Overlapping,
@@ -157,7 +153,7 @@ pub enum Order<'a> {
 }
 
 /// The memories with their marks, by address, as a launch is handed them.
-fn table(memories: &[Memory], marks: &mut Marks) -> Vec<Allocation> {
+fn table(memories: &[Reachable], marks: &mut Marks) -> Vec<Allocation> {
     // Memory that came later has no marks.
     marks.resize_with(memories.len().max(marks.len()), Vec::new);
     let mut table: Vec<Allocation> = memories
@@ -177,13 +173,13 @@ fn table(memories: &[Memory], marks: &mut Marks) -> Vec<Allocation> {
 }
 
 pub fn run(
-    memories: &mut [Memory],
+    memories: &[Reachable],
     lines: &mut Vec<String>,
     launches: &[Prepared],
     order: Order<'_>,
 ) -> Result<(), Fault> {
     let overlap = launches.len() > 1;
-    let marks_of = |launch: &Prepared, memory: &Memory| {
+    let marks_of = |launch: &Prepared, memory: &Reachable| {
         let noted = memory.writable && (overlap || launch.config.checks);
         vec![0u64; if noted { memory.bytes.div_ceil(8) } else { 0 }]
     };
@@ -241,22 +237,36 @@ pub fn run(
                 block_triggered,
                 trace,
             };
-            RawLaunch { raw, name: launch.name, stacks: launch.stacks() }
+            RawLaunch { raw, name: launch.name }
         })
         .collect();
 
     let clusters: u64 = launches.iter().map(|launch| launch.clusters()).sum();
-    // At least two, so that dependent launches overlap on any machine.
-    let cores = available_parallelism().map_or(1, |n| n.get()).max(2);
-    let threads = (launches[0].config.threads.min(cores) as u64).min(clusters).max(1);
-    if threads == 1 {
-        work(&shared, &raws);
-    } else {
+    let stacks = launches.iter().map(Prepared::stacks).max().unwrap_or(0);
+    let waits = launches.iter().find(|launch| launch.waits_for_peers);
+    if let Some(launch) = waits {
+        let refused = |text| Fault::refused(launch.name, launch.config.seed, text);
+        let workers = Worker::take_for_peers(clusters, stacks).map_err(refused)?;
         std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| work(&shared, &raws));
+            let (shared, raws) = (&shared, &raws);
+            for worker in workers {
+                scope.spawn(move || work(shared, raws, &worker));
             }
         });
+    } else {
+        // At least two, so that dependent launches overlap on any machine.
+        let cores = available_parallelism().map_or(1, |n| n.get()).max(2);
+        let threads = (launches[0].config.threads.min(cores) as u64).min(clusters).max(1);
+        let work = || work(&shared, &raws, &Worker::take(stacks));
+        if threads == 1 {
+            work();
+        } else {
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(work);
+                }
+            });
+        }
     }
     drop((contexts, raws));
     if in_turn {

@@ -20,7 +20,7 @@ fn code(swizzle: Swizzle) -> u32 {
 /// The map for a kernel's parameters. Elements outside of the matrix are read as zeros.
 ///
 /// # Errors
-/// Of kind `TensorMap`, with the rule of [`Tiled2d::check`] that is broken.
+/// A fault of kind `TensorMap`, with the rule of [`Tiled2d::check`] that is broken.
 pub fn encode(tiled: &Tiled2d) -> Result<TensorMap, Fault> {
     if let Err(broken) = tiled.check() {
         return Err(Fault { kind: FaultKind::TensorMap, ..Fault::refused("", 0, broken.to_string()) });

@@ -53,7 +53,7 @@ fn answers() -> Result<String, String> {
     let folder = tempfile::tempdir().map_err(|e| format!("a temporary folder: {e}"))?;
     let codes = answer_costs::compile(&Tools::find()?, folder.path())?;
     let text = "\n## Sums, masses and noise\n\n\
-        Of the functions of `kernels/answers` and of the matmuls' epilogue, compiled by themselves\n\
+        Costs of the functions of `kernels/answers` and of the matmuls' epilogue, each compiled by itself\n\
         (`crates/gpu/tests/machine_code/answers_sm80.cu`). What is done for every logit has no f64:\n\
         `crates/gpu/tests/machine_code/answers.rs` holds that, and bounds for these numbers. Those of the\n\
         epilogue are for each logit of a lane where nothing rare happens; `crates/gpu/src/answer_costs.rs`\n\

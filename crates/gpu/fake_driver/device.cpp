@@ -42,6 +42,8 @@ const Hooks hooks = {
     },
     [] { return recording && (recording->recording->broken = true); },
     [](int device, uint64_t address, size_t bytes) { return inside(address, bytes, device); },
+    allocate_device,
+    free_device,
     [](void *handle, std::function<Work()> make) {
       const Stream *stream = known(handle);
       if (!stream) return int(INVALID_HANDLE);

@@ -22,9 +22,8 @@
 //                                                   libnccl's) ends the process after so many seconds
 //   FAKE_BUSY                                       a stream is idle so many milliseconds after the last work
 //                                                   that was put there, as if it took so long
-//   FAKE_FLIP                                       what names of kernels of the products begin with, whose
-//                                                   last logit's lowest bit is wrong; or read_bulk or
-//                                                   read_boxes, whose sum is
+//   FAKE_FLIP                                       kernel name prefix; flips the lowest bit of its last
+//                                                   logit; or read_bulk or read_boxes: of its sum
 //   FAKE_LOG                                        launches are written to that file instead of run
 //   FAKE_ENDS                                       at the end, what was not given back, and what only a
 //                                                   launch loaded, is written to that file
@@ -34,6 +33,9 @@
 //
 // Streams and memory belong to the device of the context that they were made in. A failed kernel loses only
 // its own device.
+//
+// A kernel that waits for kernels of other ranks (PEER_KERNEL) begins as all work does, when somebody waits
+// for its stream or asks for its state. Then it runs by itself, on threads of its own and without the lock.
 //
 // device.cpp: what there is, and the hooks for a libnccl (hooks.hpp); stream.cpp: streams, graphs, events;
 // memory.cpp: memory and copies; kernel.cpp: modules and launches.
@@ -46,6 +48,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -111,11 +114,11 @@ struct Function {
 };
 struct Module {
   std::map<std::string, Function> functions;
-  // Of the code that was loaded; 90 for 9.0. A driver's translation of PTX is binary code for the device.
+  // Architectures of the loaded code, as 90 for 9.0. Translated PTX counts as binary code for the device.
   int virtual_architecture, binary_architecture;
 };
 struct Memory {
-  uint8_t *start;
+  std::shared_ptr<uint8_t> start;  // kernels that run by themselves keep it
   size_t bytes;
   int device;
 };
@@ -127,10 +130,12 @@ constexpr uint8_t kPoison = 0xcb, kFence = 0xfd;
 // Everything is guarded by one lock; the driver API may be called from any thread.
 inline std::recursive_mutex lock;
 #define LOCKED const std::lock_guard<std::recursive_mutex> guard(lock)
-inline std::map<uint64_t, Memory> memories, locked;  // of the device; of the host
-inline std::set<Stream *> streams;
-inline std::set<void *> graphs, events;
-inline std::set<Module *> modules;
+// Never destroyed: threads of the program may still be here when it exits.
+inline auto &memories = *new std::map<uint64_t, Memory>;  // of the device
+inline auto &locked = *new std::map<uint64_t, Memory>;    // of the host
+inline auto &streams = *new std::set<Stream *>;
+inline auto &graphs = *new std::set<void *>, &events = *new std::set<void *>;
+inline auto &modules = *new std::set<Module *>;
 inline int retained = 0;  // contexts
 // What is counted on each device.
 struct Counts {
@@ -241,7 +246,7 @@ inline int drain(Stream &stream) {
       std::fprintf(stderr, "fake driver: a wait for a kernel that never ends\n"), std::abort();
     if (answer == kPeers && std::chrono::steady_clock::now() - began > patience)
       std::fprintf(stderr, "fake driver: a wait for other ranks, which did not come: %s\n",
-                   describe_peers ? describe_peers() : ""),
+                   describe_peers ? describe_peers() : "kernels of theirs"),
           std::abort();
     lock.unlock();  // others go on
     std::this_thread::sleep_for(std::chrono::microseconds(50));
@@ -266,6 +271,10 @@ inline int ask(Stream &stream) {
   return seen(run_queue(stream));
 }
 
+// memory.cpp: device memory of the thread's context, for calls that hold the lock exactly once.
+int allocate_device(uint64_t *address, size_t bytes);
+int free_device(uint64_t address);
+
 // Whether the bytes lie in one allocation.
 inline bool within(const std::map<uint64_t, Memory> &all, uint64_t address, size_t bytes) {
   auto next = all.upper_bound(address);
@@ -279,7 +288,7 @@ inline bool inside(uint64_t address, size_t bytes, int device = -1) {
 }
 
 // A queued copy, which must not outlive the locked memory that it uses.
-inline std::map<uint64_t, int> pending;  // copies by the locked memory's address
+inline auto &pending = *new std::map<uint64_t, int>;  // copies by the locked memory's address
 inline int put_copy(void *stream, const void *host, size_t bytes, Count count, Work work) {
   if (!within(locked, uint64_t(host), bytes)) return ++here().slow_copies, put_counted(stream, count, work);
   const uint64_t start = std::prev(locked.upper_bound(uint64_t(host)))->first;

@@ -25,6 +25,10 @@ struct Hooks {
   // Ends a capture by this thread with an error; false where it captures nothing.
   bool (*refuse_recording)();
   bool (*inside)(int device, uint64_t address, size_t bytes);  // one allocation of the device has the bytes
+  // Device memory of the thread's context, as cuMemAlloc and cuMemFree have it. The caller holds the lock
+  // exactly once: `release` waits for the device and gives the lock back meanwhile.
+  int (*allocate)(uint64_t *address, size_t bytes);
+  int (*release)(uint64_t address);
   // Puts `make()` on the stream. Where the stream is being captured, each launch of the graph does so
   // instead.
   int (*put)(void *stream, std::function<Work()> make);

@@ -1,6 +1,8 @@
 // Modules, functions, launches and tensor maps: kernels are the emulated device's.
 #include <dlfcn.h>
 
+#include <atomic>
+
 #include "driver.hpp"
 #include "emulated/fiber.hpp"
 #include "params.h"
@@ -17,49 +19,127 @@ namespace {
 
 long long launches = 0, runs = 0, started = 0;
 
-int run(const emulated::Launch &shape, const std::vector<uint8_t> &params, int device) {
+// What the settings have for the next kernel that would run on the device: SUCCESS, an error, or NOT_READY
+// for one that never ends.
+int injected(int device) {
   const bool may_fail = number("FAKE_ON", device) == device;
   if (const int error = int(number("FAKE_RUN", 0)); may_fail && error && runs++ >= number("FAKE_FROM", 0))
     return error;
   static const long long hangs = number("FAKE_HANG", -1);
   if (may_fail && hangs >= 0 && started >= hangs) return NOT_READY;
-  started += may_fail;
+  return started += may_fail, SUCCESS;
+}
+
+// A launch whose turn on its stream has come, with all that it reaches.
+struct Ready {
+  emulated::Launch launch;
+  std::vector<emulated::Allocation> table;
+  std::vector<std::shared_ptr<uint8_t>> kept;
+  std::unique_ptr<void, decltype(&std::free)> params{nullptr, std::free};
+  uint64_t clusters = 1;
+
+  Ready(const emulated::Launch &shape, const std::vector<uint8_t> &bytes) : launch(shape) {
+    static uint64_t seed = 0;
+    // Locked memory has the same address on the device.
+    std::map<uint64_t, Memory> all = memories;
+    all.insert(locked.begin(), locked.end());
+    for (const auto &[address, memory] : all) {
+      table.push_back({address, memory.bytes, 1, uint32_t(table.size()), nullptr});
+      kept.push_back(memory.start);
+    }
+    params.reset(std::aligned_alloc(64, (bytes.size() + 127) / 64 * 64));
+    if (!params) std::abort();
+    std::memcpy(params.get(), bytes.data(), bytes.size());
+    launch.params = params.get(), launch.seed = seed++, launch.checks = 1,
+    launch.instruction_limit = uint64_t(1) << 32;
+    launch.allocations = table.data(), launch.allocation_count = table.size();
+    launch.host.wait_for_primary = [](void *) { return 0; };
+    launch.host.block_triggered = [](void *) {};
+    launch.host.trace = [](void *, const char *, uint64_t) {};
+    for (int i = 0; i < 3; ++i) clusters *= launch.grid[i] / launch.cluster[i];
+  }
+  Ready(const Ready &) = delete;
+};
+
+void report(const emulated::Launch &launch, const emulated::Fault &fault) {
+  std::fprintf(stderr, "fake driver: kernel %s: %s\n", launch.kernel->name, fault.text);
+}
+
+int run(const emulated::Launch &shape, const std::vector<uint8_t> &params, int device) {
+  if (const int answer = injected(device)) return answer;
   static emulated::Worker *worker = emulated::open_worker();
   static emulated::Fault fault;
-  static uint64_t seed = 0;
-  std::vector<emulated::Allocation> table;
-  for (const auto &[address, memory] : memories)
-    table.push_back({address, memory.bytes, 1, uint32_t(table.size()), nullptr});
-  void *aligned = nullptr;
-  if (posix_memalign(&aligned, 64, params.size() + 64)) return OUT_OF_MEMORY;
-  std::memcpy(aligned, params.data(), params.size());
-  emulated::Launch launch = shape;
-  launch.params = aligned, launch.seed = seed++, launch.checks = 1,
-  launch.instruction_limit = uint64_t(1) << 32;
-  launch.allocations = table.data(), launch.allocation_count = table.size();
-  launch.host.wait_for_primary = [](void *) { return 0; };
-  launch.host.block_triggered = [](void *) {};
-  launch.host.trace = [](void *, const char *, uint64_t) {};
-  uint64_t clusters = 1;
-  for (int i = 0; i < 3; ++i) clusters *= launch.grid[i] / launch.cluster[i];
+  const Ready ready(shape, params);
+  const emulated::Launch &launch = ready.launch;
   bool failed = lmhead_emulated_check_launch(&launch, &fault) != 0;
-  for (uint64_t i = 0; !failed && i < clusters; ++i)
+  for (uint64_t i = 0; !failed && i < ready.clusters; ++i)
     failed = lmhead_emulated_run_cluster(worker, &launch, i, &fault) == 1;
   const char *flips = std::getenv("FAKE_FLIP");
   const bool wrong = !failed && flips && std::strncmp(flips, launch.kernel->name, std::strlen(flips)) == 0;
   if (wrong && std::strcmp(flips, "read_bulk") == 0) {
-    *static_cast<const ReadBulkParams *>(aligned)->out += 1;
+    *static_cast<const ReadBulkParams *>(launch.params)->out += 1;
   } else if (wrong && std::strcmp(flips, "read_boxes") == 0) {
-    *static_cast<const ReadBoxesParams *>(aligned)->out += 1;
+    *static_cast<const ReadBoxesParams *>(launch.params)->out += 1;
   } else if (wrong) {
-    const auto &p = *static_cast<const MatmulParams *>(aligned);
+    const auto &p = *static_cast<const MatmulParams *>(launch.params);
     const uint64_t last = uint64_t(p.vocab - 1) * (p.logits.dtype == LMHEAD_DTYPE_F32 ? 4 : 2);
     static_cast<uint8_t *>(p.logits.data)[(p.row_count - 1) * p.logits.pitch + last] ^= 1;
   }
-  std::free(aligned);
-  if (failed) std::fprintf(stderr, "fake driver: kernel %s: %s\n", launch.kernel->name, fault.text);
+  if (failed) report(launch, fault);
   return failed ? LAUNCH_FAILED : SUCCESS;
 }
+
+// A launch of a kernel that waits for kernels of other ranks: work on a stream, of one launch.
+class PeerLaunch {
+ public:
+  PeerLaunch(const emulated::Launch &shape, const std::vector<uint8_t> &params, int device)
+      : shape_(shape), params_(params), device_(device) {}
+
+  // Begins at the first call. The work's answer.
+  int answer() {
+    if (!running_) {
+      if (const int answer = injected(device_)) return answer;
+      if (const int error = begin()) return error;
+    }
+    const bool has_ended = running_->left == 0;
+    if (running_->failed) return LAUNCH_FAILED;
+    return has_ended ? int(SUCCESS) : kPeers;
+  }
+
+ private:
+  struct Running {
+    Ready ready;
+    std::atomic<uint64_t> left;  // clusters
+    std::atomic<bool> failed{false};
+    Running(const emulated::Launch &shape, const std::vector<uint8_t> &params)
+        : ready(shape, params), left(ready.clusters) {}
+  };
+
+  // The threads are left to themselves: they end by the limits of the kernel's waits at the latest, though
+  // their stream is destroyed, the device is lost or the process exits, which none of them delays. What they
+  // use they own, and they never take the lock.
+  int begin() {
+    const auto running = std::make_shared<Running>(shape_, params_);
+    emulated::Fault fault;
+    if (lmhead_emulated_check_launch(&running->ready.launch, &fault))
+      return report(running->ready.launch, fault), LAUNCH_FAILED;
+    for (uint64_t i = 0; i < running->ready.clusters; ++i)
+      std::thread([running, i] {
+        emulated::Worker *worker = emulated::open_worker();
+        const auto fault = std::make_unique<emulated::Fault>();
+        if (lmhead_emulated_run_cluster(worker, &running->ready.launch, i, fault.get()) == 1)
+          report(running->ready.launch, *fault), running->failed = true;
+        emulated::close_worker(worker);
+        --running->left;
+      }).detach();
+    return running_ = running, SUCCESS;
+  }
+
+  const emulated::Launch shape_;
+  const std::vector<uint8_t> params_;
+  const int device_;
+  std::shared_ptr<Running> running_;
+};
 
 // An entry of a fatbin. It gives the size of its header and of what follows.
 struct Entry {
@@ -240,6 +320,16 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
     const uint64_t weight = halves ? 2 : 1;  // bytes
     ++all.products, all.weight_bytes += (long long)(p.vocab * weight * p.hidden);
   };
+  if (launch.kernel->waits_for_peers && !log)
+    return put_made(config->stream, [=, device = stream->device]() -> Work {
+      count(counts[device]);
+      ++collectives_left[device];
+      return [=, launched = std::make_shared<PeerLaunch>(launch, copy, device)] {
+        const int answer = launched->answer();
+        collectives_left[device] -= answer != NOT_READY && answer != kPeers;
+        return answer;
+      };
+    });
   return put_counted(config->stream, count, [=, device = stream->device] {
     if (log) return int(number("FAKE_RUN", 0));
     return run(launch, copy, device);

@@ -19,7 +19,7 @@ int allocate(std::map<uint64_t, Memory> &all, uint64_t *address, size_t bytes) {
   if (!start) return OUT_OF_MEMORY;
   std::memset(start, kFence, kGuard), std::memset(start + kGuard, kPoison, bytes);
   std::memset(start + kGuard + bytes, kFence, kGuard);
-  return all[*address = uint64_t(start + kGuard)] = {start, bytes, current->device}, 0;
+  return all[*address = uint64_t(start + kGuard)] = {{start, std::free}, bytes, current->device}, 0;
 }
 // Counts a copy from or to the host, or on the device.
 Count copied(size_t bytes, bool from_host, bool to_host) {
@@ -35,32 +35,46 @@ int release(std::map<uint64_t, Memory> &all, uint64_t address) {
   if (found == all.end()) return INVALID_VALUE;
   const Memory memory = found->second;
   drain_all(memory.device);  // as the driver's, which waits for what may use the memory
+  const uint8_t *before = memory.start.get(), *behind = before + kGuard + memory.bytes;
   for (size_t i = 0; i < kGuard; ++i)
-    if (memory.start[i] != kFence || memory.start[kGuard + memory.bytes + i] != kFence)
+    if (before[i] != kFence || behind[i] != kFence)
       std::fprintf(stderr, "fake driver: memory beside an allocation of %zu bytes was written to\n",
                    memory.bytes), std::abort();
-  return all.erase(address), std::free(memory.start), lost[memory.device];
+  // Kernels of other devices may still run that began with it, and those of a lost device: they keep it.
+  return all.erase(address), lost[memory.device];
 }
 
 }  // namespace
 
-extern "C" {
+namespace fake {
 
-int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
-  USABLE;
+int allocate_device(uint64_t *address, size_t bytes) {
+  if (const int e = usable()) return e;
   const size_t room = size_t(number("FAKE_MEMORY", 80000000000));
   size_t &here = used[current->device];
   if (bytes > room || here + bytes > room) return OUT_OF_MEMORY;
   const int e = allocate(memories, address, bytes);
   return here += e ? 0 : bytes, e;
 }
-int cuMemFree_v2(uint64_t address) {
-  LOCKED;
+int free_device(uint64_t address) {
   const auto found = memories.find(address);
   if (found == memories.end()) return INVALID_VALUE;
   const auto [start, bytes, device] = found->second;
   const int e = release(memories, address);
   return used[device] -= memories.count(address) ? 0 : bytes, e;
+}
+
+}  // namespace fake
+
+extern "C" {
+
+int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
+  LOCKED;
+  return allocate_device(address, bytes);
+}
+int cuMemFree_v2(uint64_t address) {
+  LOCKED;
+  return free_device(address);
 }
 int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) {
   USABLE;

@@ -6,7 +6,9 @@
 
 namespace fake_nccl {
 
-std::map<void *, std::shared_ptr<Communicator>> communicators;
+// Never destroyed, like all tables here: threads of the program may still end communicators when it exits.
+std::map<void *, std::shared_ptr<Communicator>> &communicators =
+    *new std::map<void *, std::shared_ptr<Communicator>>;
 
 namespace {
 
@@ -22,7 +24,7 @@ struct Id {
   std::shared_ptr<Clique> gathering;  // while ranks come
   bool is_used = false;
 };
-std::map<uint64_t, Id> ids;
+std::map<uint64_t, Id> &ids = *new std::map<uint64_t, Id>;
 
 // ncclConfig_t. A caller of another version has fewer or more fields: `size` says how many bytes.
 struct Config {
@@ -55,7 +57,7 @@ std::string read(const void *from, Config &config) {
 }
 
 std::shared_ptr<Seat> seat_of(int device, const Clique &clique) {
-  static std::map<std::pair<int, const void *>, std::weak_ptr<Seat>> seats;
+  static auto &seats = *new std::map<std::pair<int, const void *>, std::weak_ptr<Seat>>;
   for (auto i = seats.begin(); i != seats.end();) i = i->second.expired() ? seats.erase(i) : std::next(i);
   std::weak_ptr<Seat> &place =
       seats[{device, setting("NCCL_MULTI_RANK_GPU_ENABLE", 0) ? this_thread() : nullptr}];
@@ -78,6 +80,7 @@ std::shared_ptr<Communicator> join(const std::shared_ptr<Clique> &clique, int ra
 // Ends a communicator: its handle is gone, and its work on streams gives up.
 void end(const std::shared_ptr<Communicator> &communicator) {
   communicator->has_ended = true, communicator->job = nullptr;
+  end_windows(*communicator);
   communicator->clique->members.erase(communicator->rank);
   communicator->seat->members.erase(communicator->clique->number);
   communicators.erase(communicator->handle);

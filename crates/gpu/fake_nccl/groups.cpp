@@ -30,7 +30,7 @@ bool overlap(const Range &a, const Range &b) {
   return a.bytes && b.bytes && a.address < b.address + b.bytes && b.address < a.address + a.bytes;
 }
 
-// What of a group's buffers NCCL could not serve, in words; empty: nothing.
+// Which buffers of a group NCCL could not serve, in words; empty: it can serve all.
 std::string conflict(const Communicator &communicator, const std::vector<Operation> &operations) {
   for (size_t i = 0; i < operations.size(); ++i) {
     const Range to = received(operations[i], communicator);

@@ -338,7 +338,7 @@ std::string stuck() {
 }
 
 long long next_launch(int rank, bool counts) {
-  static std::map<int, long long> launches;
+  static auto &launches = *new std::map<int, long long>;
   return counts ? launches[rank]++ : launches[rank];
 }
 bool is_hit(int rank, long long launch) {

@@ -12,11 +12,11 @@
 
 namespace fake_nccl {
 
-std::map<std::string, long long> counts;
+std::map<std::string, long long> &counts = *new std::map<std::string, long long>;
 
 namespace {
 
-std::map<std::string, std::string> said;  // by fake_nccl_set
+std::map<std::string, std::string> &said = *new std::map<std::string, std::string>;  // by fake_nccl_set
 std::deque<std::string> misuses;
 thread_local std::string last;
 
@@ -30,6 +30,8 @@ const fake::Hooks kNoDriver = {
     [](void *) { return false; },
     [] { return false; },
     [](int, uint64_t, size_t) { return false; },
+    [](uint64_t *, size_t) { return 1; },
+    [](uint64_t) { return 1; },
     [](void *, std::function<Work()>) { return 1; },
     [](void *, const std::function<bool()> &) {},
     [](const char *(*)()) {},
@@ -45,7 +47,8 @@ struct End {
   ~End() {
     if (const char *path = std::getenv("FAKE_NCCL_ENDS"))
       if (FILE *file = std::fopen(path, "w")) {
-        std::fprintf(file, "%zu communicators, %zu misuses\n", communicators.size(), misuses.size());
+        std::fprintf(file, "%zu communicators, %zu windows, %zu misuses\n", communicators.size(),
+                     windows.size(), misuses.size());
         std::fclose(file);
       }
     if (misuses.empty()) return;
@@ -120,14 +123,17 @@ using namespace fake_nccl;
 
 extern "C" {
 
-// "communicators": how many there are. How many so far: "made", "launches", "replays", "operations", "bytes"
-// received, "misuses". -1 for any other name.
+// "communicators", "windows", "memories" of ncclMemAlloc: how many there are. How many so far: "made",
+// "launches", "replays", "operations", "bytes" received, "misuses". -1 for any other name.
 long long fake_nccl_count(const char *what) {
   const Locked locked;
-  static const std::set<std::string> all = {"communicators", "made",  "launches", "replays",
-                                            "operations",    "bytes", "misuses"};
-  if (!all.count(what)) return -1;
-  return std::strcmp(what, "communicators") == 0 ? (long long)communicators.size() : counts[what];
+  static const std::set<std::string> all = {"communicators", "windows",    "memories", "made",   "launches",
+                                            "replays",       "operations", "bytes",    "misuses"};
+  const std::string name = what;
+  if (!all.count(name)) return -1;
+  if (name == "communicators") return (long long)communicators.size();
+  if (name == "windows") return (long long)windows.size();
+  return name == "memories" ? (long long)memories.size() : counts[name];
 }
 // Sets what the environment variable of that name would; NULL: the environment counts again.
 void fake_nccl_set(const char *name, const char *value) {

@@ -22,6 +22,10 @@
 //     sends must not change until then.
 //   - A buffer lies in one allocation of the communicator's device. A receive buffer overlaps no other buffer
 //     of the group, except where NCCL defines an operation in place.
+//   - A window is a part of one allocation of ncclMemAlloc on the communicator's device. All ranks register
+//     windows of one size, flags and place in their allocations, in one order. Memory is freed after its
+//     windows were deregistered or their communicators have ended. A window is deregistered once, when the
+//     communicator's operations on its bytes have ended.
 //   - cudaStreamPerThread is refused. A thread that makes a communicator has a current context.
 //   - A handle is never given out twice, so use after abort or destroy is found. A communicator is destroyed
 //     only after its operations have ended. A unique id makes one communicator.
@@ -31,6 +35,10 @@
 //   FAKE_NCCL_POLLS (1)        how many times the state of a nonblocking call is ncclInProgress before its
 //                              work is done
 //   FAKE_NCCL_INIT             making a communicator returns this code
+//   FAKE_NCCL_WINDOW           registering a window returns this code
+//   FAKE_NCCL_LSA              only so many consecutive ranks have addresses of each other's windows, as on
+//                              one node; 0: a registration succeeds without a window, as where NCCL cannot
+//                              map any peer's memory
 //   FAKE_NCCL_ERROR            a launch returns this code; the end of a group is one launch per communicator
 //   FAKE_NCCL_ASYNC            a launch leaves this asynchronous error, and its work never ends
 //   FAKE_NCCL_STALL            a launch never ends until its communicator is aborted or revoked
@@ -45,18 +53,20 @@
 //                              end, as with NCCL
 //   FAKE_NCCL_FROM (0)         limits the faults of launches to those from this number on; a rank's launches
 //                              are counted over all its communicators, replays of graphs included
-//   FAKE_NCCL_ENDS             at the exit, the number of communicators that are left and of misuses that
-//                              were not taken is written to this file
+//   FAKE_NCCL_ENDS             at the exit, the numbers of communicators and of windows that are left and of
+//                              misuses that were not taken are written to this file
 //   FAKE_PATIENCE (120)        a call that blocks for peers ends the process after so many seconds
 //   NCCL_MULTI_RANK_GPU_ENABLE 1: ranks of one communicator may share a device, as with NCCL
 //   NCCL_COMM_BLOCKING         takes precedence over `blocking` of a caller's ncclConfig_t, as with NCCL
-// Compiled with FAKE_NCCL_OLDER, it has no ncclCommRevoke and is version 22707.
+// Compiled with FAKE_NCCL_OLDER, it has neither ncclCommRevoke nor ncclGetPeerDevicePointer, and is version
+// 22707.
 //
 // For tests it exports fake_nccl_count, fake_nccl_set, fake_nccl_lose, fake_nccl_stuck and
 // fake_nccl_take_misuse (world.cpp).
 //
 // world.cpp: settings, misuses, the end of the process; communicators.cpp: how communicators are made and
-// end; groups.cpp: calls and groups; meetings.cpp: what happens on streams.
+// end; groups.cpp: calls and groups; meetings.cpp: what happens on streams; windows.cpp: memory that peers'
+// kernels may use.
 #pragma once
 
 #include <chrono>
@@ -150,6 +160,29 @@ struct Split {
   bool is_done = false;
 };
 
+// One registration of a window by all ranks.
+struct Registration {
+  struct Side {
+    uint64_t address = 0;
+    size_t bytes = 0, place = 0;  // `place`: its offset in the allocation
+    int flags = 0;
+  };
+  std::map<int, Side> sides;  // by rank
+  int team = 0;               // ranks that have each other's addresses: 0 to team - 1, and so on
+  int made = 0;               // ranks that have their window
+  bool is_complete = false;
+};
+// One rank's window.
+struct Window {
+  std::shared_ptr<Registration> registration;
+  Communicator *communicator;
+};
+// An allocation of ncclMemAlloc.
+struct Allocation {
+  size_t bytes;
+  int device;
+};
+
 // The ranks of a communicator.
 struct Clique {
   uint64_t number = 0;
@@ -160,6 +193,7 @@ struct Clique {
   std::map<size_t, std::shared_ptr<Meeting>> collectives;  // that some rank has not issued yet
   std::map<std::pair<int, int>, std::map<size_t, std::shared_ptr<Meeting>>> pairs;  // sender, receiver
   std::map<size_t, Split> splits;
+  std::map<size_t, std::shared_ptr<Registration>> registrations;
   std::map<const void *, int> issuers;  // by thread: the rank that it issued for outside of a group
 };
 
@@ -186,7 +220,7 @@ struct Communicator {
   bool has_ended = false, is_revoked = false, is_finalizing = false, is_finalized = false;
 
   Issued issued, captured;
-  size_t splits = 0;
+  size_t splits = 0, registrations = 0;
   std::vector<std::weak_ptr<Launch>> launches;
   const void *in_group_of = nullptr;  // the thread whose open group has a call of it
 
@@ -210,10 +244,10 @@ std::string last_words();
 // Lets other threads go on until `done()`; what is waited for is named when patience ends.
 void block_until(const std::string &what, const std::function<bool()> &done);
 const void *this_thread();
-extern std::map<std::string, long long> counts;  // of fake_nccl_count
+extern std::map<std::string, long long> &counts;  // of fake_nccl_count
 
 // communicators.cpp
-extern std::map<void *, std::shared_ptr<Communicator>> communicators;  // by handle
+extern std::map<void *, std::shared_ptr<Communicator>> &communicators;  // by handle
 // The communicator of a handle; where there is none, `answer` is what the call returns.
 std::shared_ptr<Communicator> find(void *handle, const char *function, int &answer);
 // The same for calls that need a communicator with nothing in progress.
@@ -243,5 +277,10 @@ void run_launches(Communicator &communicator);
 int put(const std::shared_ptr<Communicator> &communicator, void *stream,
         const std::vector<Operation> &operations, long long number);
 std::string stuck();
+
+// windows.cpp
+extern std::map<void *, Window> &windows;           // by handle
+extern std::map<uint64_t, Allocation> &memories;    // by address
+void end_windows(Communicator &communicator);      // which ends: as NCCL, it needs no deregistration
 
 }  // namespace fake_nccl

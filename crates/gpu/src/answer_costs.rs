@@ -61,26 +61,26 @@ pub fn per_logit(codes: &[Code], what: &str, architecture: &str) -> f64 {
     let all = |n: usize| find(codes, &format!("{what}_{n}"), architecture).instructions() as f64;
     let round = |n: usize| round(codes, what, n, architecture).len() as f64;
     match what {
-        // A lane has two logits more of a row of 128 ids than of one of 64. Each has code of its own that
-        // sorts a full list, which is rare: only the shortest round is without it.
+        // A lane has two more logits in a row of 128 ids than in one of 64. Each has its own code that sorts
+        // a full list, which is rare: only the shortest path is without it.
         "tile_best" | "tile_greater" => (round(128) - round(64)) / 2.0,
-        // All of the code: what is added is never rare, but the shortest round skips it, as for an id behind
-        // the last.
+        // All of the code: what is added is never rare, but the shortest path skips it, as it does for ids
+        // after the last.
         "tile_argmax" => (all(128) - all(64)) / 2.0,
-        // A wider tile has more rounds, or more lanes for a row, and its code is no longer. A round has eight
-        // logits of a lane, or four.
+        // A wider tile has more rounds, or more lanes for a row, with the same code. A round has eight logits
+        // of a lane, or four.
         "tile_sum" => round(128) / 8.0,
         "tile_draw" => round(128) / 4.0,
         _ => (all(24) - all(8)) / 16.0,
     }
 }
 
-/// The operations of the shortest round of one of the epilogue's loops, in tiles of `block_n` ids.
+/// The operations on the shortest path around one of the epilogue's loops, in tiles of `block_n` ids.
 ///
 /// # Panics
 /// When the machine code has no such loop.
 pub fn round<'a>(codes: &'a [Code], what: &str, block_n: usize, architecture: &str) -> Vec<&'a str> {
-    let stations: &[&str] = match what {
+    let waypoints: &[&str] = match what {
         "tile_best" => &["LDG STRONG"], // the row's bar
         "tile_greater" => &["LDG 64"],  // a target
         "tile_sum" => &["LDS 128"],     // four of eight logits
@@ -90,7 +90,7 @@ pub fn round<'a>(codes: &'a [Code], what: &str, block_n: usize, architecture: &s
         _ => panic!("{what}: no loop of the epilogue"),
     };
     let code = find(codes, &format!("{what}_{block_n}"), architecture);
-    shortest_round(code, stations).unwrap_or_else(|problem| panic!("{problem}"))
+    shortest_round(code, waypoints).unwrap_or_else(|problem| panic!("{problem}"))
 }
 
 /// Whether an instruction computes in f64 or converts from or to it.

@@ -4,7 +4,7 @@
 use crate::clocked::Clocked;
 use crate::device_step::{Ask, DeviceStep, Source};
 use crate::heads::{
-    self, Head, Kind, Replayed, Report, Turn, Weights, by_turns, heads, median, quantiles, said,
+    self, Head, HeadsReport, Replayed, Turn, WeightKind, Weights, by_turns, heads, median, quantiles, said,
 };
 use crate::needs::small;
 use crate::operands::Loaded;
@@ -57,7 +57,7 @@ fn row_counts() -> &'static [usize] {
 /// What failed; also where an answer is not right.
 pub fn write(device: &CudaDevice, file: &Path, seconds: f64) -> Result<(), String> {
     heads::impatient(device);
-    let mut report = Report::new(device, METHOD, file);
+    let mut report = HeadsReport::new(device, METHOD, file);
     let measured = measure(device, &mut report, seconds);
     if let Err(problem) = &measured {
         report.value["problem"] = json!(problem);
@@ -66,12 +66,12 @@ pub fn write(device: &CudaDevice, file: &Path, seconds: f64) -> Result<(), Strin
     measured
 }
 
-fn measure(device: &CudaDevice, report: &mut Report<'_>, seconds: f64) -> Result<(), String> {
+fn measure(device: &CudaDevice, report: &mut HeadsReport<'_>, seconds: f64) -> Result<(), String> {
     let end = Instant::now() + Duration::from_secs_f64(seconds);
     let own = heads::stream(device)?;
     let mut peers = Peers::start(end, &["answers"]);
     let head = heads()[0];
-    let weights = Weights::new(device, &head, Kind::Bf16).map_err(said)?;
+    let weights = Weights::new(device, &head, WeightKind::Bf16).map_err(said)?;
     report.value["peers"] = peers.about();
     let mut wrong = 0;
     for (i, &rows) in row_counts().iter().enumerate() {
@@ -193,7 +193,7 @@ fn steps(
         requests.push(row);
     }
     Ok(json!({
-        "vocab": head.vocab, "hidden": head.hidden, "rows": rows, "kind": Kind::Bf16.to_string(),
+        "vocab": head.vocab, "hidden": head.hidden, "rows": rows, "kind": WeightKind::Bf16.to_string(),
         "launches": launches, "kernel": heads::kernel(&product.plan),
         "product": quantiles(alone, product.bytes), "requests": requests,
         "peers": Peers::with_times(&told, of_peers), "refusals": told["refusals"],

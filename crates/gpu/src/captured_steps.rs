@@ -3,22 +3,25 @@
 //! a head that has the whole vocabulary.
 //!
 //! * `adjusted`: masks, logit bias and penalties.
+//! * `answers`: the bits of answers, on the device and on the host.
+//! * `kinds`: the steps that are captured.
 
 mod adjusted;
+mod answers;
+mod kinds;
+
+pub use kinds::{CapturedKind, kinds, small_kinds};
 
 use adjusted::{Placed, RowAdjustments};
+use answers::{Answers, Bits, CopiedBuffer, bits_of};
 use lmhead::backend::cuda::{CudaDevice, Graph};
 use lmhead::backend::device::KernelDevice;
-use lmhead::backend::{Backend, DeviceAdjustments, On};
-use lmhead::config::{HeadConfig, Quantization, Verify};
-use lmhead::dtype::DType;
+use lmhead::backend::{Backend, On};
+use lmhead::config::{HeadConfig, Verify};
 use lmhead::exchange::Exchange;
 use lmhead::head::{LmHead, StepOptions};
 use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder};
-use lmhead::memory::{Memory, Span, SpanMut};
-use lmhead::result::{
-    Answer, AnswerBuffers, DeviceInputs, Output, Request, RowInputs, SamplingSpans, StepStats, TokenLogprobs,
-};
+use lmhead::result::{DeviceInputs, Request, RowInputs, SamplingSpans, StepStats};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::{Filters, SamplingParams};
 use lmhead_testkit::product::shards::backend_of;
@@ -34,277 +37,6 @@ const CAPACITY: usize = 5;
 /// The most candidates of a row that there is room for.
 const MOST: usize = 100;
 
-/// How a step's ranks are laid out, and what it is asked.
-#[derive(Debug, Clone, Copy)]
-pub struct Kind {
-    pub tp: usize,
-    pub split: bool,
-    /// Static (padded) shapes; otherwise exact counts that nobody verifies.
-    pub padded: bool,
-    pub request: Request,
-    /// Filters of samples.
-    pub filters: Filters,
-    /// Adjustments that rows have in device memory.
-    pub adjustments: DeviceAdjustments,
-    pub quantization: Quantization,
-    pub dtype: DType,
-    /// Hidden size; with an odd one rows are not aligned.
-    pub hidden: usize,
-    pub vocab: usize,
-}
-
-impl Kind {
-    /// Targets of a row.
-    fn targets(&self) -> usize {
-        if let Request::Logprobs { targets, .. } = self.request { targets } else { 0 }
-    }
-
-    fn options(&self) -> StepOptions {
-        StepOptions {
-            on_device: true,
-            filters: self.filters,
-            device_adjustments: self.adjustments,
-            ..StepOptions::default()
-        }
-    }
-}
-
-/// Kinds of steps for groups of that many ranks.
-pub fn kinds(ranks: usize) -> Vec<Kind> {
-    let plain = Kind {
-        tp: 1,
-        split: false,
-        padded: true,
-        request: Request::top_k(5),
-        filters: Filters::ByHost,
-        adjustments: DeviceAdjustments::default(),
-        quantization: Quantization::None,
-        dtype: DType::Bf16,
-        hidden: 64,
-        vocab: 333,
-    };
-    let unfiltered = Kind { request: Request::sample(), filters: Filters::None, ..plain };
-    let filtered = Kind { filters: Filters::ByDevice, ..unfiltered };
-    let with_logprobs = Request::Sample { logprobs: Some(TokenLogprobs { top_n: 2, processed: false }) };
-    let none = plain.adjustments;
-    let all = DeviceAdjustments { allowed: true, logit_bias: 5, counts: 3 };
-    let adjusted = Kind { adjustments: all, ..plain };
-    let mut kinds = vec![
-        plain,
-        Kind { padded: false, request: Request::argmax(), ..plain },
-        Kind { request: Request::argmax(), quantization: Quantization::W8a8, hidden: 33, ..plain },
-        Kind { request: Request::logits(DType::F16), dtype: DType::F16, vocab: 700, ..plain },
-        Kind { padded: false, quantization: Quantization::W8a16, request: Request::top_k(64), ..plain },
-        Kind { request: Request::top_k(100), ..plain },
-        Kind { request: Request::Logprobs { targets: 2, top_n: 3, processed: false }, ..plain },
-        Kind { padded: false, request: Request::logprobs(0), quantization: Quantization::W8a8, ..plain },
-        unfiltered,
-        Kind { padded: false, quantization: Quantization::W8a8, ..unfiltered },
-        filtered,
-        Kind { padded: false, request: with_logprobs, quantization: Quantization::W8a8, ..filtered },
-        // Searches with shards of more than one part, and a rank without ids.
-        Kind { vocab: 1500, request: with_logprobs, ..filtered },
-        Kind { vocab: 65, ..filtered },
-        // A header that is longer than a row, and a rank without ids.
-        Kind { hidden: 8, vocab: 65, ..plain },
-        adjusted,
-        Kind { padded: false, adjustments: all, ..unfiltered },
-        Kind {
-            request: Request::top_k(100),
-            adjustments: DeviceAdjustments { allowed: true, ..none },
-            ..plain
-        },
-        Kind { request: Request::logits(DType::F32), quantization: Quantization::W8a8, ..adjusted },
-        Kind { request: Request::argmax(), vocab: 65, ..adjusted },
-        Kind { request: Request::Logprobs { targets: 1, top_n: 2, processed: true }, ..adjusted },
-        Kind { adjustments: DeviceAdjustments { counts: 40, ..none }, ..unfiltered },
-        // Logprobs of the logits without adjustments, beside draws from those with them.
-        Kind { adjustments: all, request: with_logprobs, ..filtered },
-    ];
-    if ranks.is_multiple_of(2) && ranks > 0 {
-        for split in [false, true] {
-            kinds.push(Kind { tp: 2, split, ..plain });
-            kinds.push(Kind { tp: 2, split, request: with_logprobs, ..filtered });
-        }
-        kinds.push(Kind {
-            tp: 2,
-            split: true,
-            padded: false,
-            request: Request::logits(DType::Bf16),
-            ..plain
-        });
-        let both = [false, true].map(|split| Kind { tp: 2, split, ..adjusted });
-        kinds.extend(both);
-        kinds.push(Kind { tp: 2, split: true, adjustments: all, ..unfiltered });
-        kinds.push(Kind {
-            tp: 2,
-            request: Request::Logprobs { targets: 1, top_n: 2, processed: true },
-            ..adjusted
-        });
-        kinds.push(Kind { tp: 2, split: true, padded: false, request: Request::argmax(), ..adjusted });
-    }
-    if ranks > 1 {
-        // One replica.
-        kinds.push(Kind { tp: ranks, padded: false, ..filtered });
-        kinds.push(Kind { tp: ranks, split: true, hidden: 40, ..plain });
-        // Also with masks that are read in place, and with ranks without ids, which check their rows all the
-        // same.
-        let one = Kind { tp: ranks, request: Request::argmax(), ..adjusted };
-        kinds.push(Kind { vocab: 65, ..one });
-        kinds.push(Kind { split: true, vocab: 65, ..one });
-        kinds.push(Kind { split: true, padded: false, vocab: 65, ..one });
-    }
-    kinds
-}
-
-/// Kinds whose steps cost an emulated device little: for many replays, each with targets or parameters of its
-/// own.
-pub fn small_kinds() -> Vec<Kind> {
-    let small = Kind { hidden: 8, vocab: 130, ..kinds(1)[0] };
-    let logprobs = Request::Logprobs { targets: 1, top_n: 1, processed: false };
-    let drawn = Kind { padded: false, request: Request::sample(), filters: Filters::None, ..small };
-    vec![Kind { request: logprobs, ..small }, drawn]
-}
-
-/// Memory of the device, with copies that are waited for.
-struct Room<'d> {
-    device: &'d CudaDevice,
-    buffer: <CudaDevice as KernelDevice>::Buffer,
-    bytes: usize,
-}
-
-impl<'d> Room<'d> {
-    fn new(device: &'d CudaDevice, bytes: usize) -> Self {
-        Room { device, buffer: device.alloc(bytes).expect("memory"), bytes }
-    }
-
-    fn memory(&self) -> Memory {
-        Memory::Device(self.device.ordinal())
-    }
-
-    fn span(&self, bytes: usize) -> Span<'_> {
-        assert!(bytes <= self.bytes);
-        // SAFETY: the room's own memory.
-        unsafe { Span::from_raw(self.memory(), self.device.address(&self.buffer), bytes) }
-    }
-
-    fn span_mut<'a>(&self, bytes: usize) -> SpanMut<'a> {
-        assert!(bytes <= self.bytes);
-        // SAFETY: the room outlives the graph; kernels alone use it until it is read.
-        unsafe { SpanMut::from_raw(self.memory(), self.device.address(&self.buffer), bytes) }
-    }
-
-    fn read<T: bytemuck::Pod>(&self, stream: <CudaDevice as KernelDevice>::Stream, n: usize) -> Vec<T> {
-        let mut elements = vec![T::zeroed(); n];
-        let bytes = bytemuck::cast_slice_mut(&mut elements);
-        self.device.read_on(stream, &self.buffer, 0, bytes).expect("a copy");
-        elements
-    }
-}
-
-/// Buffers of an answer of any request.
-struct Answers<'d> {
-    status: Room<'d>,
-    /// In the order of [`row_bytes`].
-    fields: [Room<'d>; FIELDS],
-}
-
-/// An answer: a row's status, then the bytes that belong to it.
-type Bits = Vec<(u8, Vec<u8>)>;
-
-const FIELDS: usize = 8;
-
-/// Bytes of a row in logits, ids, values, logsumexp, logprobs, ranks, top_ids and top_logprobs.
-fn row_bytes(kind: &Kind) -> [usize; FIELDS] {
-    match kind.request {
-        Request::Logits { dtype } => [dtype.size() * kind.vocab, 0, 0, 0, 0, 0, 0, 0],
-        Request::TopK { k } => [0, 8 * k, 4 * k, 4, 0, 0, 0, 0],
-        Request::Logprobs { targets: n, top_n, .. } => [0, 0, 0, 0, 4 * n, 8 * n, 8 * top_n, 4 * top_n],
-        Request::Sample { logprobs: Some(told) } => [0, 8, 0, 0, 4, 8, 8 * told.top_n, 4 * told.top_n],
-        _ => [0, 8, 0, 0, 0, 0, 0, 0],
-    }
-}
-
-impl<'d> Answers<'d> {
-    fn new(device: &'d CudaDevice, kind: &Kind) -> Self {
-        let room = |bytes: usize| Room::new(device, CAPACITY * bytes.max(8 * MOST));
-        Answers { status: room(1), fields: row_bytes(kind).map(room) }
-    }
-
-    fn buffers<'a>(&self, kind: &Kind, rows: usize) -> AnswerBuffers<'a> {
-        let mut fields = self.fields.iter().zip(row_bytes(kind));
-        let mut next = || fields.next().map(|(room, bytes)| room.span_mut(rows * bytes)).expect("a field");
-        AnswerBuffers {
-            row_status: self.status.span_mut(rows),
-            logits: next(),
-            logits_stride: 0,
-            ids: next(),
-            values: next(),
-            logsumexp: next(),
-            logprobs: next(),
-            ranks: next(),
-            top_ids: next(),
-            top_logprobs: next(),
-        }
-    }
-
-    fn bits(&self, stream: <CudaDevice as KernelDevice>::Stream, kind: &Kind, rows: usize) -> Bits {
-        let status = self.status.read::<u8>(stream, rows);
-        let fields = row_bytes(kind);
-        let read: Vec<Vec<u8>> =
-            self.fields.iter().zip(fields).map(|(room, bytes)| room.read(stream, rows * bytes)).collect();
-        let row = |row: usize| {
-            let of = |(read, bytes): (&Vec<u8>, usize)| read[row * bytes..][..bytes].to_vec();
-            read.iter().zip(fields).flat_map(of).collect()
-        };
-        status.iter().enumerate().map(|(i, status)| (*status, row(i))).collect()
-    }
-}
-
-/// The bits of an answer of the host.
-fn bits_of(answer: &Answer, kind: &Kind) -> Bits {
-    let bytes = |ids: &[i64]| bytemuck::cast_slice(ids).to_vec();
-    let floats = |values: &[f32]| bytemuck::cast_slice(values).to_vec();
-    let none = Vec::new;
-    let fields: [Vec<u8>; FIELDS] = match &answer.output {
-        Output::Logits { bytes, .. } => {
-            [bytes.clone(), none(), none(), none(), none(), none(), none(), none()]
-        }
-        Output::TopK { values, ids, logsumexp, .. } => {
-            [none(), bytes(ids), floats(values), floats(logsumexp), none(), none(), none(), none()]
-        }
-        Output::Argmax { ids } | Output::Sample { ids, logprobs: None } => {
-            [none(), bytes(ids), none(), none(), none(), none(), none(), none()]
-        }
-        Output::Sample { ids, logprobs: Some(told) } => [
-            none(),
-            bytes(ids),
-            none(),
-            none(),
-            floats(&told.logprobs),
-            bytes(&told.ranks),
-            bytes(&told.top_ids),
-            floats(&told.top_logprobs),
-        ],
-        Output::Logprobs(told) => [
-            none(),
-            none(),
-            none(),
-            none(),
-            floats(&told.logprobs),
-            bytes(&told.ranks),
-            bytes(&told.top_ids),
-            floats(&told.top_logprobs),
-        ],
-        other => panic!("{other:?}"),
-    };
-    let row = |row: usize| {
-        let of = |(field, bytes): (&Vec<u8>, usize)| field[row * bytes..][..bytes].to_vec();
-        fields.iter().zip(row_bytes(kind)).flat_map(of).collect()
-    };
-    answer.row_status.iter().enumerate().map(|(i, status)| (*status as u8, row(i))).collect()
-}
-
 /// What a replica brings to a replay: rows of its buffer, which of them are wanted, and what belongs to
 /// these.
 struct Brought {
@@ -315,7 +47,7 @@ struct Brought {
     adjustments: Vec<RowAdjustments>,
 }
 
-fn brought(test: &TestHead, kind: &Kind, replica: usize, replay: u64, rows: usize) -> Brought {
+fn brought(test: &TestHead, kind: &CapturedKind, replica: usize, replay: u64, rows: usize) -> Brought {
     let seed = 1000 * replay + replica as u64;
     let mut random = Random(seed);
     // Only the first `alive` rows have an index in this replay.
@@ -359,7 +91,7 @@ fn brought(test: &TestHead, kind: &Kind, replica: usize, replay: u64, rows: usiz
 
 /// The answers that the rows must get, by a head that has the whole vocabulary. Rows without an index, or
 /// with an illegal target or adjustment, get none.
-fn wanted(whole: &mut LmHead, test: &TestHead, kind: &Kind, brought: &Brought) -> Bits {
+fn wanted(whole: &mut LmHead, test: &TestHead, kind: &CapturedKind, brought: &Brought) -> Bits {
     let (per_row, vocab) = (kind.targets(), kind.vocab as i64);
     let targets_of = |row: usize| &brought.targets[row * per_row..(row + 1) * per_row];
     let is_good = |row: usize| {
@@ -398,31 +130,31 @@ fn wanted(whole: &mut LmHead, test: &TestHead, kind: &Kind, brought: &Brought) -
 /// A rank's head, and what its steps use.
 pub struct Stepper<'d> {
     pub head: LmHead,
-    kind: Kind,
+    kind: CapturedKind,
     device: &'d CudaDevice,
     stream: <CudaDevice as KernelDevice>::OwnedStream,
-    /// Those of the steps before.
+    /// Streams of earlier steps.
     streams: Vec<<CudaDevice as KernelDevice>::OwnedStream>,
     counts: RowCounts,
     rows: usize,
-    source: Room<'d>,
-    indices: Room<'d>,
-    targets: Room<'d>,
-    seeds: Room<'d>,
-    positions: Room<'d>,
-    temperatures: Room<'d>,
-    top_k: Room<'d>,
-    top_p: Room<'d>,
-    min_p: Room<'d>,
+    source: CopiedBuffer<'d>,
+    indices: CopiedBuffer<'d>,
+    targets: CopiedBuffer<'d>,
+    seeds: CopiedBuffer<'d>,
+    positions: CopiedBuffer<'d>,
+    temperatures: CopiedBuffer<'d>,
+    top_k: CopiedBuffer<'d>,
+    top_p: CopiedBuffer<'d>,
+    min_p: CopiedBuffer<'d>,
     adjustments: Placed<'d>,
     answers: Answers<'d>,
-    workspace: Option<Room<'d>>,
+    workspace: Option<CopiedBuffer<'d>>,
     /// Whether steps return when they are queued.
     pub asynchronous: bool,
 }
 
 /// The whole head of a kind, of which each rank has its shard.
-fn test_head(kind: &Kind) -> TestHead {
+fn test_head(kind: &CapturedKind) -> TestHead {
     let seed = kind.vocab as u64;
     TestHead::random(kind.vocab, kind.hidden, kind.dtype, kind.quantization, seed).with_bias(7)
 }
@@ -437,7 +169,12 @@ impl<'d> Stepper<'d> {
     ///
     /// # Panics
     /// Where anything is refused.
-    pub fn new(device: &'d CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind, timeout: Duration) -> Self {
+    pub fn new(
+        device: &'d CudaDevice,
+        exchange: Arc<dyn Exchange>,
+        kind: CapturedKind,
+        timeout: Duration,
+    ) -> Self {
         let (ranks, me) = (exchange.size(), exchange.me());
         let layout = ParallelLayout { dp: ranks / kind.tp, tp: kind.tp, pp: 1, order: RankOrder::DpPpTp };
         let group = HeadGroup::of(me, &layout, ranks).expect("a layout").expect("a group");
@@ -467,18 +204,18 @@ impl<'d> Stepper<'d> {
             streams: Vec::new(),
             counts,
             rows,
-            source: Room::new(device, SOURCE * kind.hidden * kind.dtype.size()),
-            indices: Room::new(device, 8 * CAPACITY),
-            targets: Room::new(device, 8 * CAPACITY * kind.targets().max(1)),
-            seeds: Room::new(device, 8 * CAPACITY),
-            positions: Room::new(device, 8 * CAPACITY),
-            temperatures: Room::new(device, 4 * CAPACITY),
-            top_k: Room::new(device, 4 * CAPACITY),
-            top_p: Room::new(device, 4 * CAPACITY),
-            min_p: Room::new(device, 4 * CAPACITY),
+            source: CopiedBuffer::new(device, SOURCE * kind.hidden * kind.dtype.size()),
+            indices: CopiedBuffer::new(device, 8 * CAPACITY),
+            targets: CopiedBuffer::new(device, 8 * CAPACITY * kind.targets().max(1)),
+            seeds: CopiedBuffer::new(device, 8 * CAPACITY),
+            positions: CopiedBuffer::new(device, 8 * CAPACITY),
+            temperatures: CopiedBuffer::new(device, 4 * CAPACITY),
+            top_k: CopiedBuffer::new(device, 4 * CAPACITY),
+            top_p: CopiedBuffer::new(device, 4 * CAPACITY),
+            min_p: CopiedBuffer::new(device, 4 * CAPACITY),
             adjustments: Placed::new(device, kind.adjustments, kind.vocab),
             answers: Answers::new(device, &kind),
-            workspace: Some(Room::new(device, bytes)),
+            workspace: Some(CopiedBuffer::new(device, bytes)),
             asynchronous: false,
         };
         stepper.prepare();
@@ -518,7 +255,7 @@ impl<'d> Stepper<'d> {
     fn bring(&self, brought: &Brought) {
         let (device, stream) = (self.device, self.on());
         device.write_on(stream, &self.source.buffer, 0, &brought.rows).expect("a copy");
-        let copy = |room: &Room<'_>, bytes: &[u8]| {
+        let copy = |room: &CopiedBuffer<'_>, bytes: &[u8]| {
             device.write_on(stream, &room.buffer, 0, bytes).expect("a copy");
         };
         copy(&self.indices, bytemuck::cast_slice(&brought.indices));
@@ -558,7 +295,7 @@ impl<'d> Stepper<'d> {
     pub fn step_of(&mut self, request: Request) -> lmhead::Result<StepStats> {
         let stream = self.on();
         let Stepper { head, kind, device, counts, rows, source, indices, answers, workspace, .. } = self;
-        let (n, kind) = (*rows, Kind { request, ..*kind });
+        let (n, kind) = (*rows, CapturedKind { request, ..*kind });
         let sampling = SamplingSpans {
             seed: Some(self.seeds.span(8 * n)),
             position: Some(self.positions.span(8 * n)),
@@ -639,7 +376,7 @@ pub struct Replays {
 ///
 /// # Panics
 /// Where bits differ, or anything is refused.
-pub fn replay_steps(device: &CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind, replays: Replays) {
+pub fn replay_steps(device: &CudaDevice, exchange: Arc<dyn Exchange>, kind: CapturedKind, replays: Replays) {
     let (ranks, me, test) = (exchange.size(), exchange.me(), test_head(&kind));
     let mut stepper = Stepper::new(device, exchange, kind, Duration::from_secs(60));
     let replica = stepper.head.group().replica_of(me);
@@ -666,7 +403,7 @@ pub fn replay_steps(device: &CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind
         for (i, (got, want)) in got.iter().zip(&want[answered]).enumerate() {
             let of = || format!("row {i} on rank {me} in replay {replay} of {kind:?}");
             assert_eq!(got.0, want.0, "status of {}", of());
-            // Of a row of bad input only the id is compared: its logits are as they were computed.
+            // In a row with bad input only the id is compared: its logits are as they were computed.
             if want.0 != 3 {
                 assert_eq!(got.1, want.1, "{}", of());
             } else if !matches!(

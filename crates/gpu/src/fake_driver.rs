@@ -23,6 +23,8 @@ pub fn folder(place: &Path) -> &'static Path {
             );
             command.arg("-Wl,--whole-archive").arg(archive("kernels")).arg("-Wl,--no-whole-archive");
             command.args([archive("device"), archive("switch")]).arg("-Wl,-Bsymbolic");
+            // Threads of kernels may run when the library is closed: their code stays.
+            command.arg("-Wl,-z,nodelete");
         })
     })
 }

@@ -17,7 +17,7 @@ pub fn folder(place: &Path) -> &'static Path {
     FOLDER.get_or_init(|| compile(&place.join("fake-nccl"), &[]))
 }
 
-/// The folder of a build without `ncclCommRevoke`, version 2.27.7.
+/// The folder of a build without `ncclCommRevoke` and `ncclGetPeerDevicePointer`, version 2.27.7.
 ///
 /// # Panics
 /// As [`folder`].
@@ -31,7 +31,7 @@ fn compile(folder: &Path, more: &[&str]) -> PathBuf {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         command.args(["-std=c++17", "-O1", "-Wall", "-Wextra"]).args(more);
         command.arg("-I").arg(root.join("fake_driver"));
-        let sources = ["world", "communicators", "groups", "meetings"];
+        let sources = ["world", "communicators", "groups", "meetings", "windows"];
         command.args(sources.map(|name| root.join("fake_nccl").join(format!("{name}.cpp"))));
         // Queues of the driver hold its work: its code stays when the library is closed.
         command.args(["-ldl", "-Wl,-Bsymbolic", "-Wl,-z,nodelete", "-Wl,-soname,libnccl.so.2"]);
@@ -76,8 +76,8 @@ impl FakeNccl {
         unsafe { self.0.get::<F>(name.as_bytes()) }.ok().map(|function| *function)
     }
 
-    /// "communicators": how many there are. How many so far: "made", "launches", "replays", "operations",
-    /// "bytes" received, "misuses".
+    /// "communicators", "windows", "memories" of `ncclMemAlloc`: how many there are. How many so far: "made",
+    /// "launches", "replays", "operations", "bytes" received, "misuses".
     ///
     /// # Panics
     /// Where it counts no such thing.

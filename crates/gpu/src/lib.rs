@@ -45,3 +45,5 @@ pub mod rounds;
 pub mod tools;
 #[cfg(feature = "cuda")]
 pub mod tune;
+#[cfg(feature = "cuda")]
+pub mod windows;

@@ -2,7 +2,7 @@
 //! share one GPU (`tests/gpu`). Each function is one rank's part; they panic where something is not as it
 //! must be.
 
-use crate::captured_steps::{self, Kind, Replays};
+use crate::captured_steps::{self, CapturedKind, Replays};
 use lmhead::DType;
 use lmhead::backend::Backend;
 use lmhead::backend::cuda::{CudaDevice, Graph};
@@ -129,7 +129,7 @@ pub fn many_replays(rank: &Ranked, replays: u64) {
     replay_each(rank, &captured_steps::small_kinds(), Replays { count: replays, different: 40 });
 }
 
-fn replay_each(rank: &Ranked, kinds: &[Kind], replays: Replays) {
+fn replay_each(rank: &Ranked, kinds: &[CapturedKind], replays: Replays) {
     for kind in kinds {
         captured_steps::replay_steps(&rank.device, Arc::clone(&rank.exchange), *kind, replays);
     }

@@ -2,7 +2,7 @@
 //! decides their layout.
 
 use crate::about::cache_bytes;
-use crate::heads::{Report, Turn, by_turns, heads, impatient, quantiles, stream};
+use crate::heads::{HeadsReport, Turn, by_turns, heads, impatient, quantiles, stream};
 use crate::needs::small;
 use crate::roofs::{Reading, Roofs, Way};
 use lmhead::backend::cuda::CudaDevice;
@@ -28,7 +28,7 @@ pub fn write(device: &CudaDevice, file: &Path, seconds: f64) -> Result<(), Strin
     let most = head.vocab * pitch;
     let rotate = if small() { most } else { most.max(3 * cache_bytes(device)) };
     let mut roofs = Roofs::new(device, own.handle(), most, rotate).map_err(said)?;
-    let mut report = Report::new(device, METHOD, file);
+    let mut report = HeadsReport::new(device, METHOD, file);
     if let Some(reason) = roofs.no_bulk() {
         report.value["none"] = json!(reason);
         report.save()?;

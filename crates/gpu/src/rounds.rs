@@ -1,33 +1,33 @@
-//! Ways around the loops of a kernel's machine code: what a round executes where nothing rare happens.
+//! Paths around the loops of a kernel's machine code: what a round executes if nothing rare happens.
 
 use crate::code::{Code, operation};
 use std::collections::VecDeque;
 
-/// The operations of the shortest way around a loop: from an instruction to the next station, and so on, and
-/// back to the first. A station is the first instruction behind the one before that has all of the given
-/// words or modifiers (`LDS 128` finds `LDS.128 R8, [R8]`).
+/// The operations on the shortest path around a loop, from each waypoint to the next and back to the first. A
+/// waypoint is the first instruction after the previous waypoint that has all of the given words or modifiers
+/// (`LDS 128` finds `LDS.128 R8, [R8]`).
 ///
-/// A branch with a condition goes both ways, so the shortest way goes past what is rare; stations are what it
-/// must not go past. A call that returns ends a way: what calls is rare, too.
+/// A conditional branch is followed both ways, so the shortest path skips what is rare. Waypoints are what it
+/// must not skip. A call that returns ends a path, because calls are rare, too.
 ///
 /// # Errors
-/// Which station is not there, or that no way leads from one to the next.
-pub fn shortest_round<'a>(code: &'a Code, stations: &[&str]) -> Result<Vec<&'a str>, String> {
+/// A waypoint that does not exist, or two without a path from one to the next.
+pub fn shortest_round<'a>(code: &'a Code, waypoints: &[&str]) -> Result<Vec<&'a str>, String> {
     let (mut places, mut from) = (Vec::new(), 0);
-    for station in stations {
-        let here = (from..code.listing.len()).find(|i| has(&code.listing[*i].1, station));
-        let here = here.ok_or_else(|| format!("{} on {}: no {station}", code.kernel, code.architecture))?;
+    for waypoint in waypoints {
+        let here = (from..code.listing.len()).find(|i| has(&code.listing[*i].1, waypoint));
+        let here = here.ok_or_else(|| format!("{} on {}: no {waypoint}", code.kernel, code.architecture))?;
         places.push(here);
         from = here;
     }
     let mut round = Vec::new();
     for (n, from) in places.iter().enumerate() {
         let next = (n + 1) % places.len();
-        let way = shortest(code, *from, places[next]).ok_or_else(|| {
+        let path = shortest(code, *from, places[next]).ok_or_else(|| {
             let (kernel, architecture) = (&code.kernel, &code.architecture);
-            format!("{kernel} on {architecture}: no way from {} to {}", stations[n], stations[next])
+            format!("{kernel} on {architecture}: no path from {} to {}", waypoints[n], waypoints[next])
         })?;
-        round.extend(way.into_iter().map(|i| operation(&code.listing[i].1)).filter(|name| *name != "NOP"));
+        round.extend(path.into_iter().map(|i| operation(&code.listing[i].1)).filter(|name| *name != "NOP"));
     }
     Ok(round)
 }
@@ -38,7 +38,7 @@ fn has(instruction: &str, words: &str) -> bool {
     words.split(' ').all(of_instruction)
 }
 
-/// The instructions of the shortest way from one to another: without the first, with the last. At least one.
+/// The instructions of the shortest path from one to another: without the first, with the last. At least one.
 fn shortest(code: &Code, from: usize, to: usize) -> Option<Vec<usize>> {
     let mut before = vec![None; code.listing.len()];
     let mut queue = VecDeque::from([from]);
@@ -50,14 +50,14 @@ fn shortest(code: &Code, from: usize, to: usize) -> Option<Vec<usize>> {
             }
         }
     }
-    let mut way = vec![to];
+    let mut path = vec![to];
     let mut i = before[to]?;
     while i != from {
-        way.push(i);
+        path.push(i);
         i = before[i]?;
     }
-    way.reverse();
-    Some(way)
+    path.reverse();
+    Some(path)
 }
 
 /// What may be executed behind instruction `i`.
@@ -106,15 +106,15 @@ mod tests {
     }
 
     #[test]
-    fn a_round_goes_past_what_is_rare_and_by_its_stations() {
+    fn a_round_skips_what_is_rare_and_not_its_waypoints() {
         let code = code();
-        let round = |stations: &[&str]| shortest_round(&code, stations);
+        let round = |waypoints: &[&str]| shortest_round(&code, waypoints);
         let shortest = ["BRA", "BRA", "BRA.DIV", "CALL.REL.NOINC", "BRA", "LDS.128"];
         assert_eq!(round(&["LDS 128"]).expect("a loop"), shortest);
         let by_reciprocal = ["BRA", "BRA", "MUFU.RCP", "FADD", "BRA.DIV", "CALL.REL.NOINC", "BRA", "LDS.128"];
         assert_eq!(round(&["LDS 128", "MUFU RCP"]).expect("a loop"), by_reciprocal);
         assert_eq!(round(&["LDS 128", "MUFU LG2"]).expect_err("none"), "turns on sm_80: no MUFU LG2");
         let error = round(&["MOV"]).expect_err("it is before the loop");
-        assert_eq!(error, "turns on sm_80: no way from MOV to MOV");
+        assert_eq!(error, "turns on sm_80: no path from MOV to MOV");
     }
 }

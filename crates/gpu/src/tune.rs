@@ -2,7 +2,7 @@
 //! [`Tuning`] table.
 
 use crate::about::{about, write_whole};
-use crate::heads::{self, Head, KINDS, Kind, Replayed, Turn, Weights, by_turns, median, said, shapes};
+use crate::heads::{self, Head, KINDS, Replayed, Turn, WeightKind, Weights, by_turns, median, said, shapes};
 use crate::needs::small;
 use lmhead::backend::cuda::{CudaDevice, CudaStream};
 use lmhead::backend::device::KernelDevice;
@@ -57,7 +57,7 @@ pub fn write(device: &CudaDevice, file: &Path, seconds: f64) -> Result<(), Strin
 /// The fastest plan of a product, whose logits are right.
 fn fastest(
     weights: &Weights<'_>,
-    (kind, head, rows): (Kind, &Head, usize),
+    (kind, head, rows): (WeightKind, &Head, usize),
     stream: CudaStream,
     seconds: f64,
 ) -> Result<Choice, String> {

@@ -46,7 +46,7 @@ impl fmt::Display for Counts {
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum AllocatorCall {
     Allocation,
     Reallocation,
     Free,
@@ -67,7 +67,7 @@ thread_local! {
     static IS_PRINTING: Cell<bool> = const { Cell::new(false) };
 }
 
-fn count(kind: Kind, bytes: usize) {
+fn count(kind: AllocatorCall, bytes: usize) {
     if !IS_COUNTING.load(Ordering::Relaxed) || IS_PRINTING.get() {
         return;
     }
@@ -89,25 +89,25 @@ fn count(kind: Kind, bytes: usize) {
 // SAFETY: every call is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(Kind::Allocation, layout.size());
+        count(AllocatorCall::Allocation, layout.size());
         // SAFETY: the caller's layout.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(Kind::Allocation, layout.size());
+        count(AllocatorCall::Allocation, layout.size());
         // SAFETY: the caller's layout.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(Kind::Reallocation, size);
+        count(AllocatorCall::Reallocation, size);
         // SAFETY: memory of this allocator is the system's.
         unsafe { System.realloc(memory, layout, size) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        count(Kind::Free, layout.size());
+        count(AllocatorCall::Free, layout.size());
         // SAFETY: memory of this allocator is the system's.
         unsafe { System.dealloc(memory, layout) }
     }

@@ -76,7 +76,7 @@ struct Channel {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum CollectiveKind {
     Gather,
     AllToAll,
 }
@@ -84,7 +84,7 @@ enum Kind {
 /// The pieces with which a member waits in a collective. Their memory stays valid until the wait is over.
 struct Slot {
     call: Option<Call>,
-    kind: Kind,
+    kind: CollectiveKind,
     /// One piece for all members, or one for each.
     send: Vec<Piece>,
     members: Vec<usize>,
@@ -100,8 +100,8 @@ struct Slot {
 impl Slot {
     fn to(&self, member: usize) -> Option<Piece> {
         match self.kind {
-            Kind::Gather => self.members.contains(&member).then(|| self.send[0]),
-            Kind::AllToAll => self.send.get(member).copied(),
+            CollectiveKind::Gather => self.members.contains(&member).then(|| self.send[0]),
+            CollectiveKind::AllToAll => self.send.get(member).copied(),
         }
     }
 }
@@ -110,7 +110,7 @@ impl Channel {
     fn new(size: usize) -> Self {
         let slot = || Slot {
             call: None,
-            kind: Kind::AllToAll,
+            kind: CollectiveKind::AllToAll,
             send: Vec::with_capacity(size),
             members: Vec::with_capacity(size),
             recv: Vec::with_capacity(size),
@@ -274,7 +274,7 @@ impl Engine {
     fn collective(
         &self,
         call: &Call,
-        (kind, members): (Kind, &[usize]),
+        (kind, members): (CollectiveKind, &[usize]),
         send: &[Piece],
         recv: &[Piece],
         report: &mut Report,
@@ -289,8 +289,8 @@ impl Engine {
         }
         slot.members.clear();
         match kind {
-            Kind::Gather => slot.members.extend_from_slice(members),
-            Kind::AllToAll => slot.members.extend(0..self.shared.size),
+            CollectiveKind::Gather => slot.members.extend_from_slice(members),
+            CollectiveKind::AllToAll => slot.members.extend(0..self.shared.size),
         }
         channel.deliver();
         self.shared.arrived.notify_all();
@@ -382,7 +382,7 @@ unsafe impl Transport for Engine {
         report: &mut Report,
     ) -> Status {
         self.odd("all_to_all", call, report, |report| {
-            self.collective(call, (Kind::AllToAll, &[]), send, recv, report)
+            self.collective(call, (CollectiveKind::AllToAll, &[]), send, recv, report)
         })
     }
 
@@ -397,7 +397,7 @@ unsafe impl Transport for Engine {
     ) -> Option<Status> {
         self.functions.all_gather.then(|| {
             self.odd("all_gather", call, report, |report| {
-                self.collective(call, (Kind::Gather, members), &[send], recv, report)
+                self.collective(call, (CollectiveKind::Gather, members), &[send], recv, report)
             })
         })
     }

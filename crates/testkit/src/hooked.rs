@@ -154,7 +154,12 @@ impl LoadedShard for HookedShard {
         (self.hook)(plain("pack", rows.len()))?;
         self.inner.pack(rows, out, status, on)
     }
-    fn finish(&mut self, what: Finish<'_>, scratch: &mut finish::Scratch, on: &mut On<'_>) -> Result<()> {
+    fn finish(
+        &mut self,
+        what: Finish<'_>,
+        scratch: &mut finish::FinishScratch,
+        on: &mut On<'_>,
+    ) -> Result<()> {
         (self.hook)(plain("finish", 0))?;
         self.inner.finish(what, scratch, on)
     }

@@ -15,6 +15,7 @@ pub mod logits;
 mod memory;
 mod operands;
 pub mod partials;
+pub mod peers;
 pub mod shards;
 pub mod shared_device;
 pub mod steady;
@@ -160,7 +161,7 @@ pub fn plans<D: KernelDevice>(device: &D, product: &Product, work: usize) -> Res
     let all = Plan::candidates(product.precision, shape, &device.limits()).map_err(text)?;
     let cost = |plan: &Plan| {
         let Tile { block_m, block_n, .. } = plan.tile;
-        // A piece takes the instructions of a tile.
+        // A tail tile takes the instructions of a tile.
         let ids = match plan.tail {
             Some(_) => plan.tiles() as usize * block_n,
             None => shape.vocab.next_multiple_of(block_n),

@@ -12,16 +12,19 @@ pub fn setting(name: &str, default: usize) -> usize {
     }
 }
 
+/// The value below which `share` of at least one value lies, interpolated between the two nearest.
+pub fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let place = share * (sorted.len() - 1) as f64;
+    let (low, high) = (sorted[place as usize], sorted[(place.ceil()) as usize]);
+    low + place.fract() * (high - low)
+}
+
 /// The median, the tenth and ninetieth percentiles, and all values, rounded to `digits` decimals.
 pub fn summary(values: &[f64], digits: i32) -> Value {
     let round = |value: f64| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = |share: f64| {
-        let place = share * (sorted.len() - 1) as f64;
-        let (low, high) = (sorted[place as usize], sorted[(place.ceil()) as usize]);
-        round(low + place.fract() * (high - low))
-    };
+    let at = |share: f64| round(quantile(values, share));
     let samples: Vec<f64> = values.iter().map(|value| round(*value)).collect();
     json!({ "median": at(0.5), "p10": at(0.1), "p90": at(0.9), "samples": samples })
 }

@@ -179,6 +179,11 @@ pub fn cases(kinds: &[(DType, Quantization)]) -> impl Strategy<Value = Case> + u
 }
 
 impl Case {
+    /// Ranks of a group.
+    pub fn group_size(&self) -> usize {
+        self.size
+    }
+
     /// Hidden rows of a dp rank: integers where the weights are integers; sometimes a broken row.
     fn hidden(&self, dp: usize) -> Vec<u8> {
         let mut random = Random(self.seed ^ (dp as u64 + 1));

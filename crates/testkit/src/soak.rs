@@ -32,7 +32,7 @@ pub const SIZES: [usize; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 
 /// The plan that all ranks of a group share.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub struct SoakPlan {
     pub seed: u64,
     /// Steps of both heads together.
     pub steps: u64,
@@ -42,7 +42,7 @@ pub struct Plan {
     pub on_threads: bool,
 }
 
-impl Plan {
+impl SoakPlan {
     /// The plan of one group size: its share of `LMHEAD_SOAK_STEPS` (or `steps`), which are for all sizes
     /// together, and a seed from `LMHEAD_SOAK_SEED`.
     ///
@@ -51,7 +51,7 @@ impl Plan {
     pub fn share(steps: u64, size: usize) -> Self {
         let steps = number("LMHEAD_SOAK_STEPS").unwrap_or(steps).div_ceil(SIZES.len() as u64);
         let seed = number("LMHEAD_SOAK_SEED").unwrap_or(SEED);
-        Plan { seed: seed ^ (size as u64) << 40, steps, most_rows: 64, on_threads: size % 2 == 1 }
+        SoakPlan { seed: seed ^ (size as u64) << 40, steps, most_rows: 64, on_threads: size % 2 == 1 }
     }
 }
 
@@ -206,7 +206,7 @@ pub fn rank(
     exchange: &Arc<dyn Exchange>,
     backend: &Arc<dyn Backend>,
     stepper: &dyn Stepper,
-    plan: &Plan,
+    plan: &SoakPlan,
 ) -> Summary {
     let mut heads = [0, 1].map(|which| Soaked::new(which, (me, size), exchange, backend, plan));
     let mut summary = Summary::default();
@@ -282,7 +282,7 @@ impl Soaked {
         (me, size): (usize, usize),
         exchange: &Arc<dyn Exchange>,
         backend: &Arc<dyn Backend>,
-        plan: &Plan,
+        plan: &SoakPlan,
     ) -> Self {
         let mut random = Random(plan.seed ^ (which as u64) << 32);
         let kinds = [

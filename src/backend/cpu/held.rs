@@ -3,7 +3,7 @@
 use super::loaded::Shared;
 use super::partials::Seen;
 use super::ranks::beating;
-use super::sampling::{self, Room};
+use super::sampling::{self, CandidateScratch};
 use super::{Cpu, check};
 use crate::backend::Wanted;
 use crate::backend::{HeldLogits, Pass, Which};
@@ -26,7 +26,7 @@ const MIN_PART: usize = 4096;
 #[derive(Default)]
 struct Thread {
     seen: Seen,
-    room: Room,
+    room: CandidateScratch,
 }
 
 /// What the passes must know of the shard, and where they run.

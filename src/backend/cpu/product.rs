@@ -7,7 +7,7 @@ use crate::epilogue::Epilogue;
 use crate::layout::BLOCK;
 use crate::rows::HiddenRows;
 use crate::weights::{HeadShard, Matrix};
-use lmhead_cpu::{Arith, Isa, PackedRows, Scratch, Weights, Work};
+use lmhead_cpu::{Arith, BlockScratch, Isa, PackedRows, Weights, Work};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -36,7 +36,11 @@ pub(super) fn product_rows(range: Range<usize>, hidden: usize) -> impl Iterator<
 pub(super) fn pack(packed: &mut PackedRows, rows: &HiddenRows<'_>, shard: &HeadShard, range: Range<usize>) {
     let dtype = rows.dtype().float().expect("int8 hidden states were refused");
     let format = super::format(HeadTypes::of(shard, rows.dtype()));
-    packed.pack(&lmhead_cpu::Rows { dtype, hidden: rows.hidden(), row: &|i| rows.row(i) }, format, range);
+    packed.pack(
+        &lmhead_cpu::HiddenRowsRef { dtype, hidden: rows.hidden(), row: &|i| rows.row(i) },
+        format,
+        range,
+    );
 }
 
 /// The sum of each id's weights, `[vocab]`, where rows are packed with an offset; else empty. On a thread of
@@ -118,7 +122,7 @@ thread_local! {
 struct Thread {
     /// `[blocks at once, rows of the product, BLOCK]`
     logits: Vec<f32>,
-    scratch: Scratch,
+    scratch: BlockScratch,
 }
 
 /// Makes room on this thread for products of `rows` rows.

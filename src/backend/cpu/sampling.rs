@@ -119,13 +119,13 @@ impl Work for Histogram<'_> {
 
 /// Memory of one thread that finds candidates.
 #[derive(Debug, Default)]
-pub(super) struct Room {
+pub(super) struct CandidateScratch {
     pub best: Best,
     /// The largest logit of each block.
     maxima: Vec<f32>,
 }
 
-impl Room {
+impl CandidateScratch {
     /// Makes room for the `k` best of rows of `ids` ids.
     pub fn reserve(&mut self, k: usize, ids: usize) {
         self.best.reset(k);
@@ -139,7 +139,7 @@ pub(super) fn candidates(
     logits: &[f32],
     first_id: usize,
     wanted: &Wanted,
-    room: &mut Room,
+    room: &mut CandidateScratch,
     out: &mut [Candidate],
 ) {
     match wanted {

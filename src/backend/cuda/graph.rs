@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// # fn main() -> lmhead::Result<()> {
 /// let device = CudaDevice::open(0)?;
 /// let (product, call) = (prepare(&device)?, call());
-/// // Of its own: what others do on the device's stream meanwhile would end the recording.
+/// // A stream of its own: other work on the device's stream would end the recording.
 /// let own = device.open_stream()?;
 /// let stream = device.on(&own);
 /// // SAFETY: the call's memory lives until the last replay has ended.

@@ -1,4 +1,4 @@
-//! One entry point, ready to be launched.
+//! A kernel that has been loaded and can be launched.
 
 use super::device::CudaDevice;
 use super::driver::failed;

@@ -1,4 +1,4 @@
-//! Streams of our own.
+//! Streams that this library opens.
 
 use super::device::CudaDevice;
 use super::stream::CudaStream;

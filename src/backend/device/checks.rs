@@ -1,4 +1,4 @@
-//! What rows and buffers of a call must be. Everything is checked before anything is queued.
+//! Checks the rows and buffers of a call, before anything is queued.
 
 use crate::backend::{Job, LogitsOut, Status};
 use crate::dtype::DType;

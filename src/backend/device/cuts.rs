@@ -4,7 +4,7 @@ use super::partials::{SHARED_BYTES, THREADS};
 use super::shard::{DeviceShard, count_of, product_of};
 use super::{Grid, KernelDevice};
 use crate::backend::Which;
-use crate::backend::cuts::{Cuts, Room, SEARCH_BYTES};
+use crate::backend::cuts::{Cuts, SEARCH_BYTES, SearchOffsets};
 use crate::backend::params::{
     CutRowsParams, HeldCandidatesParams, HeldHistogramsParams, HeldMatrix, HeldMaximaParams, HeldTiesParams,
     HeldWanted, LearnCutsParams, SamplingRow,
@@ -103,7 +103,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                     masses: u32::from(sum == Sum::Masses),
                     known: digit.known_bits(),
                     shift: digit.shift(),
-                    none: 0,
+                    reserved: 0,
                 };
                 self.queue(|shard| &shard.weights.kernels.cuts.learn, (n, LEARN_BYTES), params)
             }
@@ -164,15 +164,15 @@ impl<D: KernelDevice> DeviceShard<D> {
             masses: u32::from(sum == Sum::Masses),
             known: digit.map_or(0, Digit::known_bits),
             shift: digit.map_or(0, Digit::shift),
-            none: 0,
+            reserved: 0,
         })
     }
 
     /// The addresses of the state of the held rows.
-    fn room(&self, span: Span<'_>) -> Result<Room> {
-        let room = Room::of(self.held.rows)?;
-        let at = self.at("rooms of the rows", span, [room.bytes, 1], Room::ALIGNED)?;
-        Ok(Room {
+    fn room(&self, span: Span<'_>) -> Result<SearchOffsets> {
+        let room = SearchOffsets::of(self.held.rows)?;
+        let at = self.at("rooms of the rows", span, [room.bytes, 1], SearchOffsets::ALIGNED)?;
+        Ok(SearchOffsets {
             wanted: at + room.wanted,
             histograms: at + room.histograms,
             ties: at + room.ties,
@@ -196,17 +196,10 @@ impl<D: KernelDevice> DeviceShard<D> {
     fn queue<P: Params>(
         &mut self,
         kernel: impl Fn(&Self) -> &D::Kernel<P>,
-        (blocks, shared_bytes): (usize, usize),
+        blocks_and_bytes: (usize, usize),
         params: P,
     ) -> Result<()> {
-        if blocks == 0 {
-            return Ok(());
-        }
-        let grid = Grid { blocks: count_of(blocks)?, threads: THREADS, shared_bytes };
         let on = self.held_on();
-        self.only_on(&on, |shard, stream| {
-            // SAFETY: held logits, and spans of the caller's that were checked.
-            unsafe { shard.common.device.launch(stream, kernel(shard), &grid, &params) }
-        })
+        self.launch_blocks(&on, kernel, blocks_and_bytes, params)
     }
 }

@@ -56,7 +56,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     pub(super) fn finish_anywhere(
         &mut self,
         what: Finish<'_>,
-        scratch: &mut finish::Scratch,
+        scratch: &mut finish::FinishScratch,
         on: &mut On<'_>,
     ) -> Result<()> {
         let source = source(&what);

@@ -72,7 +72,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                     from: self.place("status of the rows", from, rows, 4)? as usize as *const u32,
                     into: self.place("status of the rows", into.as_span(), rows, 4)? as usize as *mut u32,
                     rows: count_of(rows)?,
-                    none: 0,
+                    reserved: 0,
                 };
                 self.launch_threads(on, |shard| &shard.weights.kernels.inputs.status, rows, params)
             }
@@ -139,7 +139,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.launch_blocks(on, kernel, (n.div_ceil(THREADS as usize), 0), params)
     }
 
-    fn launch_blocks<P: Params>(
+    /// Queues a kernel of that many blocks, which uses held logits and the caller's memory alone.
+    pub(super) fn launch_blocks<P: Params>(
         &mut self,
         on: &On<'_>,
         kernel: impl Fn(&Self) -> &D::Kernel<P>,
@@ -151,7 +152,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
         let grid = Grid { blocks: count_of(blocks)?, threads: THREADS, shared_bytes };
         self.only_on(on, |shard, stream| {
-            // SAFETY: checked spans of the caller's.
+            // SAFETY: held logits, and spans of the caller's that were checked.
             unsafe { shard.common.device.launch(stream, kernel(shard), &grid, &params) }
         })
     }
@@ -256,7 +257,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             rows: count_of(rows)?,
             vocab: vocab_size as u32,
             unfiltered: 0,
-            none: 0,
+            reserved: 0,
         })
     }
 
@@ -357,7 +358,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             shards: 0,
             first_shard: 0,
             shard_step: 0,
-            none: 0,
+            reserved: 0,
         };
         if let Some(logit_bias) = &from.logit_bias {
             params.logit_bias_offsets = address(logit_bias.offsets) as *const _;

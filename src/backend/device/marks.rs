@@ -2,7 +2,9 @@
 
 use super::KernelDevice;
 use super::counters::Counters;
+use super::peers::Peers;
 use crate::error::Error;
+use crate::exchange::peers::PeerExchange;
 use crate::exchange::{Fault, Pending, Scratch, StreamCounters, StreamMarks};
 use crate::memory::{Memory, Stream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -81,6 +83,12 @@ impl<D: KernelDevice> StreamMarks for Events<D> {
         let made = self.device.alloc(bytes).and_then(|buffer| Ok((buffer, self.device.open_stream()?)));
         let (buffer, stream) = made.map_err(|error| broken(&error))?;
         Ok(Box::new(DeviceScratch { device: self.device.clone(), buffer, stream }))
+    }
+
+    unsafe fn peer_exchange(&self, me: usize, windows: &[u64]) -> Result<Box<dyn PeerExchange>, Fault> {
+        // SAFETY: the caller's promise.
+        let made = unsafe { Peers::new(&self.device, me, windows) };
+        Ok(Box::new(made.map_err(|error| broken(&error))?))
     }
 
     fn with_context(&self, run: &mut dyn FnMut()) -> Result<(), Fault> {

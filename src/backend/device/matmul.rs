@@ -231,7 +231,7 @@ impl<D: KernelDevice> Matmul<D> {
             return Err(Error::shape("plan", wanted, plan.blocks, "use a plan as plan::Plan makes it"));
         }
         if let Some(tail) = plan.tail.filter(|tail| !tail.fits(&plan.tile, &shape)) {
-            let wanted = "pieces of a multiple of 8 ids, behind whole tiles that leave some";
+            let wanted = "tail tiles of a multiple of 8 ids, behind whole tiles that leave some";
             let got = format!("{} ids behind {} tiles", tail.ids, tail.whole_tiles);
             return Err(Error::shape("tail of the plan", wanted, got, "use a plan as plan::Plan makes it"));
         }

@@ -523,7 +523,12 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         self.pack_anywhere(rows, out, status, on)
     }
 
-    fn finish(&mut self, what: Finish<'_>, scratch: &mut finish::Scratch, on: &mut On<'_>) -> Result<()> {
+    fn finish(
+        &mut self,
+        what: Finish<'_>,
+        scratch: &mut finish::FinishScratch,
+        on: &mut On<'_>,
+    ) -> Result<()> {
         self.finish_anywhere(what, scratch, on)
     }
 

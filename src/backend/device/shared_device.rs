@@ -2,7 +2,7 @@
 //! steps, and engines with several ranks on a GPU.
 //!
 //! ```text
-//! record `ready` on the own stream
+//! record `ready` on its own stream
 //! meet: addresses of the pieces            on the host, over the local exchange: its deadline and its faults
 //! wait on the stream for the peers' `ready`, copy their pieces, record `done`
 //! meet again: all have recorded `done`

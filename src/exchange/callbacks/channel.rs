@@ -48,12 +48,12 @@ pub(super) struct State {
     pub(super) noted: Option<(Call, Instant)>,
     /// The collective that was begun last.
     last: Option<Call>,
-    pub(super) room: Room,
+    pub(super) room: CallBuffers,
 }
 
 /// Memory that is kept from call to call.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct CallBuffers {
     /// What is sent and what is received.
     pub(super) pieces: (Vec<Piece>, Vec<Piece>),
     /// The same for an all_to_all in place of a gather.
@@ -250,14 +250,14 @@ impl Channel {
         call: &Call,
         pieces: &Pieces<'_>,
         stream: Stream,
-        room: &mut Room,
+        room: &mut CallBuffers,
     ) -> Result<(), Fault> {
         let call = &self.named(call);
         if let Some(fault) = self.told(call) {
             return Err(fault);
         }
         self.state().last = Some(*call);
-        let Room { derived: (all_send, all_recv), report, .. } = room;
+        let CallBuffers { derived: (all_send, all_recv), report, .. } = room;
         let wanted = |member| pieces.wanted(member);
         let gathered = match *pieces {
             Pieces::Each { .. } => None,
@@ -400,7 +400,7 @@ impl Channel {
     }
 
     pub(super) fn release_room(&self) {
-        self.state().room = Room::default();
+        self.state().room = CallBuffers::default();
     }
 }
 

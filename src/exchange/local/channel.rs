@@ -69,7 +69,7 @@ pub(super) struct Channel {
 #[derive(Debug, Default)]
 struct Own {
     buffers: SendBuffers,
-    /// Members that the own message lets go on, and that wait for some others only.
+    /// Members that this member's message lets go on, and that wait for some others only.
     ready: Vec<usize>,
     /// Large messages that were taken, each with its place in the list of senders.
     large: Vec<(usize, Arc<Post>)>,
@@ -135,7 +135,7 @@ impl Log {
 struct Entry {
     /// `None`: all have read it.
     post: Option<Arc<Post>>,
-    /// Of a large message: how many addressees have not read it.
+    /// Addressees that have not read a large message.
     unread: usize,
 }
 

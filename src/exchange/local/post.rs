@@ -43,13 +43,13 @@ impl Outgoing<'_> {
     }
 
     /// The room that it needs in a group of `size` members.
-    fn room(&self, size: usize) -> Room {
+    fn room(&self, size: usize) -> PostCapacity {
         let (to, ends) = match self {
             Outgoing::Same { to, .. } if to.len() == size => (0, 0),
             Outgoing::Same { to, .. } => (to.len(), 0),
             Outgoing::Pieces(pieces) => (0, pieces.len()),
         };
-        Room { bytes: self.bytes(), to, ends }
+        PostCapacity { bytes: self.bytes(), to, ends }
     }
 
     /// Whether copying it takes no longer than counting its readers.
@@ -64,20 +64,20 @@ impl Outgoing<'_> {
 
 /// Lengths of a post's lists.
 #[derive(Debug, Clone, Copy, Default)]
-struct Room {
+struct PostCapacity {
     bytes: usize,
     to: usize,
     ends: usize,
 }
 
-impl Room {
-    fn holds(&self, other: &Room) -> bool {
+impl PostCapacity {
+    fn holds(&self, other: &PostCapacity) -> bool {
         self.bytes >= other.bytes && self.to >= other.to && self.ends >= other.ends
     }
 
     /// Room for either. Bytes grow in powers of two, so that slowly growing messages seldom need more.
-    fn grown_for(&self, other: &Room) -> Room {
-        Room {
+    fn grown_for(&self, other: &PostCapacity) -> PostCapacity {
+        PostCapacity {
             bytes: self.bytes.max(other.bytes.next_power_of_two()),
             to: self.to.max(other.to),
             ends: self.ends.max(other.ends),
@@ -86,7 +86,7 @@ impl Room {
 }
 
 impl Post {
-    fn with_room(call: Call, room: Room) -> Self {
+    fn with_room(call: Call, room: PostCapacity) -> Self {
         Post {
             call,
             to: Vec::with_capacity(room.to),
@@ -178,12 +178,12 @@ struct Ring {
     count: usize,
     posts: Vec<Arc<Post>>,
     /// What each has room for.
-    room: Room,
+    room: PostCapacity,
 }
 
 impl Ring {
     fn new(count: usize) -> Self {
-        Ring { count, posts: Vec::new(), room: Room::default() }
+        Ring { count, posts: Vec::new(), room: PostCapacity::default() }
     }
 
     fn post(&mut self, call: Call, outgoing: Outgoing<'_>, size: usize) -> Arc<Post> {

@@ -1,6 +1,6 @@
 //! What one member knows of a group's channels: messages that have come, faults, who is where.
 
-use super::frame::{self, HEADER_BYTES, Header, Kind, Progress};
+use super::frame::{self, FrameKind, HEADER_BYTES, Header, Progress};
 use super::{Event, Key, WHOLE};
 use crate::exchange::{Call, Fault};
 use std::collections::{HashMap, VecDeque};
@@ -119,10 +119,10 @@ impl State {
             return Some(bytes);
         };
         let key = (call.head, call.instance);
-        if matches!(kind, Kind::Data | Kind::Note) {
+        if matches!(kind, FrameKind::Data | FrameKind::Note) {
             self.places[from] = Some((call, Instant::now()));
         }
-        if key == WHOLE && kind == Kind::Leave {
+        if key == WHOLE && kind == FrameKind::Leave {
             self.gone[from] = true;
             self.forget_left_channels();
             return Some(bytes);
@@ -130,22 +130,22 @@ impl State {
         let (me, size) = (self.me, self.size);
         let place = self.places[from];
         let channel = self.channel(key);
-        if channel.left[me] && kind != Kind::Leave {
+        if channel.left[me] && kind != FrameKind::Leave {
             return Some(bytes);
         }
         match kind {
-            Kind::Data => {
+            FrameKind::Data => {
                 channel.places[from] = place;
                 channel.queues[from].push_back(Message { generation, call, frame: bytes });
                 return None;
             }
-            Kind::Note => channel.places[from] = place,
-            Kind::Reset => channel.wanted[from] = channel.wanted[from].max(generation),
-            Kind::Leave => {
+            FrameKind::Note => channel.places[from] = place,
+            FrameKind::Reset => channel.wanted[from] = channel.wanted[from].max(generation),
+            FrameKind::Leave => {
                 channel.left[from] = true;
                 self.forget_left_channels();
             }
-            Kind::Fault => match frame::decode_fault(&bytes[HEADER_BYTES..], size) {
+            FrameKind::Fault => match frame::decode_fault(&bytes[HEADER_BYTES..], size) {
                 // Only the first fault of a generation is ever looked at.
                 Some(_) if channel.faults.iter().any(|told| told.generation == generation) => {}
                 Some((fault, progress)) => channel.faults.push(Told { generation, call, fault, progress }),

@@ -24,7 +24,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"lmh1");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(super) enum FrameKind {
     /// A piece of a collective.
     Data = 0,
     /// Where the sender is.
@@ -37,12 +37,13 @@ pub(super) enum Kind {
     Leave = 4,
 }
 
-const KINDS: [Kind; 5] = [Kind::Data, Kind::Note, Kind::Fault, Kind::Reset, Kind::Leave];
+const KINDS: [FrameKind; 5] =
+    [FrameKind::Data, FrameKind::Note, FrameKind::Fault, FrameKind::Reset, FrameKind::Leave];
 
 /// What the header says.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Header {
-    pub kind: Kind,
+    pub kind: FrameKind,
     /// Generation of the sender's channel.
     pub generation: u32,
     /// Its deadline is the sender's, as if its step had begun when the frame was decoded.
@@ -228,7 +229,7 @@ mod tests {
             prop_assert_eq!(decode(&bytes), None);
             let _ = decode_fault(&bytes, 8);
             let mut frame = Vec::new();
-            encode(&mut frame, 1, &Header { kind: Kind::Data, generation: 0, call: call() }, &bytes);
+            encode(&mut frame, 1, &Header { kind: FrameKind::Data, generation: 0, call: call() }, &bytes);
             prop_assert_eq!(decode(&frame[..frame.len() - 1]), None);
             frame[changed] = to;
             let _ = decode(&frame);

@@ -2,24 +2,13 @@
 //! and links that move long frames only while their sender receives.
 
 use super::*;
+use lmhead_testkit::Random;
 use std::collections::VecDeque;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 const SEED: u64 = 20_261_129;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) as usize % n
-    }
-}
 
 /// Frames of at least so many bytes move only while their sender receives, where a link does not send by
 /// itself.

@@ -3,8 +3,10 @@
 use super::communicator::{ABORT_GRACE, Communicator, Group, Refused};
 use super::library::Failed;
 use super::watchdog::Watchdog;
+use super::windows::Windows;
 use super::{Nccl, UniqueId};
 use crate::exchange::blame::{Beat, blame, late, told};
+use crate::exchange::peers::MOST_MEMBERS;
 use crate::exchange::{
     Call, Caps, DeviceExchange, Exchange, Fault, Pending, Piece, Reset, StreamMarks, check_members,
     check_pieces, wait_for_mark,
@@ -13,17 +15,21 @@ use crate::memory::Stream;
 use crate::process::Maker;
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How much longer than the host a kernel waits for its peers: the host, which knows who is late, ends it
+/// first.
+const AFTER_THE_HOST: Duration = Duration::from_secs(2);
 
 /// Device memory between the ranks of a head group, over NCCL. Each head that is made on it has a
 /// communicator of its own, or all of them use one that is given.
 pub struct NcclExchange {
-    nccl: Nccl,
+    pub(super) nccl: Nccl,
     pub(super) marks: Arc<dyn StreamMarks>,
-    me: usize,
-    size: usize,
+    pub(super) me: usize,
+    pub(super) size: usize,
     /// A communicator that all heads use.
-    given: Option<Arc<Communicator>>,
+    pub(super) given: Option<Arc<Communicator>>,
     /// The head's host channel; `None` before a head has opened its channel here.
     control: Option<Arc<dyn Exchange>>,
     maker: Maker,
@@ -38,9 +44,13 @@ fn broken(problem: String, fix: &str) -> Fault {
 
 #[derive(Default)]
 struct State {
-    communicator: Option<Arc<Communicator>>,
     /// Why this channel takes no more calls.
     fault: Option<Fault>,
+    /// The windows that collectives go through, if there are any; dropped before the communicator.
+    windows: Option<Arc<Windows>>,
+    communicator: Option<Arc<Communicator>>,
+    /// Windows are being made: the device uses memory that an abort of the communicator takes away.
+    makes_windows: bool,
     /// Marks that somebody will wait for, with their calls, in the order of the stream.
     marks: Vec<(Call, Pending)>,
 }
@@ -49,8 +59,14 @@ impl State {
     /// Poisons the channel, and ends what its communicator does.
     fn give_up(&mut self, why: &Fault) {
         self.fault.get_or_insert_with(|| why.clone());
-        if let Some(communicator) = &self.communicator {
-            communicator.abort();
+        match (&self.windows, &self.communicator) {
+            // What is queued ends without the communicator, and before it: its abort takes the peers' memory
+            // away.
+            (Some(windows), _) => windows.peers.end(),
+            // Whoever makes the windows aborts it.
+            (None, _) if self.makes_windows => {}
+            (None, Some(communicator)) => communicator.abort(),
+            (None, None) => {}
         }
     }
 }
@@ -91,7 +107,8 @@ impl NcclExchange {
     }
 
     fn fault(&self) -> Option<Fault> {
-        self.state().fault.clone()
+        let state = self.state();
+        state.fault.clone().or_else(|| state.windows.as_ref()?.peers.fault())
     }
 
     /// Refuses in a forked process, which has neither NCCL's threads nor this one's.
@@ -100,8 +117,12 @@ impl NcclExchange {
         self.maker.check("the exchange").map_err(|error| broken(error.to_string(), fix))
     }
 
+    pub(super) fn has_windows(&self) -> bool {
+        self.state().windows.is_some()
+    }
+
     /// Why a wait must end: a fault of this channel or of the host transport, or the deadline.
-    fn ended(&self, call: &Call, control: Option<&dyn Exchange>) -> Option<Fault> {
+    pub(super) fn ended(&self, call: &Call, control: Option<&dyn Exchange>) -> Option<Fault> {
         let late = || call.left().is_zero().then(|| Fault::Timeout { missing: Vec::new() });
         let told = || control.and_then(|control| told(call, control));
         self.fault().or_else(told).or_else(late)
@@ -128,16 +149,38 @@ impl NcclExchange {
         unended.map_or(*call, |(first, _)| *first)
     }
 
+    /// Queues a collective: to member m `send(m)`, from it `recv(m)`. Through windows, where there are any,
+    /// it is one kernel; else `queue` names the operations of NCCL.
+    fn issue(
+        &self,
+        call: &Call,
+        stream: Stream,
+        (send, recv): (impl Fn(usize) -> Piece, impl Fn(usize) -> Piece),
+        queue: impl FnOnce(&Group) -> Result<(), Failed>,
+    ) -> Result<(), Fault> {
+        self.check_process()?;
+        let windows = self.state().windows.clone();
+        let Some(windows) = windows else { return self.issue_to_nccl(call, stream, queue) };
+        self.fault().map_or(Ok(()), Err)?;
+        let (mut to, mut from) = ([Piece::default(); MOST_MEMBERS], [Piece::default(); MOST_MEMBERS]);
+        for member in 0..self.size {
+            (to[member], from[member]) = (send(member), recv(member));
+        }
+        let timeout = call.timeout() + AFTER_THE_HOST;
+        // SAFETY: the caller's promise. Members queue the same collectives in the same order, and the windows
+        // live until the channel is connected anew or dropped, when what was queued has ended.
+        unsafe { windows.peers.exchange(&to[..self.size], &from[..self.size], timeout, stream) }
+    }
+
     /// Queues a group of operations and waits until NCCL has put them on the stream. Where that takes long,
     /// the peers are told, and faults of peers name, the first collective that has not ended: it may be one
     /// that was queued before.
-    fn issue(
+    fn issue_to_nccl(
         &self,
         call: &Call,
         stream: Stream,
         queue: impl FnOnce(&Group) -> Result<(), Failed>,
     ) -> Result<(), Fault> {
-        self.check_process()?;
         let communicator = self.communicator()?;
         let control = self.control.as_deref();
         let mut beat = Beat::new();
@@ -156,7 +199,8 @@ impl NcclExchange {
         })
     }
 
-    /// The fault that the caller reports where `fault` has ended its call. Aborts the communicator.
+    /// The fault that the caller reports where `fault` has ended its call. Ends the channel's work on the
+    /// device.
     fn failed(&self, call: &Call, control: Option<&dyn Exchange>, fault: Fault, of_peers: bool) -> Fault {
         let until = Instant::now() + ABORT_GRACE;
         let fault = match (fault, control) {
@@ -165,8 +209,21 @@ impl NcclExchange {
             (fault, _) => fault,
         };
         self.state().give_up(&fault);
-        self.await_abort(until);
+        if !self.has_windows() {
+            self.await_abort(until);
+        }
         fault
+    }
+
+    /// Ends the channel's windows, and after a fault its communicator: their kernels must have ended before.
+    fn end_windows(&self) {
+        // Waits for the device, on which no kernel of the channel waits any longer.
+        let windows = self.state().windows.take();
+        drop(windows);
+        let state = self.state();
+        if let Some(communicator) = state.communicator.as_ref().filter(|_| state.fault.is_some()) {
+            communicator.abort();
+        }
     }
 
     /// Waits until the communicator of a channel in a fault is aborted; false where that takes longer.
@@ -218,6 +275,15 @@ impl NcclExchange {
             Fault::Timeout { .. } => late(call, control),
             fault => fault,
         })
+    }
+}
+
+impl Drop for NcclExchange {
+    /// A communicator without a fault is destroyed when it is dropped, and waits for its peers.
+    fn drop(&mut self) {
+        if self.maker.is_here() {
+            self.end_windows();
+        }
     }
 }
 
@@ -275,7 +341,7 @@ unsafe impl DeviceExchange for NcclExchange {
     }
 
     fn caps(&self) -> Caps {
-        Caps { capture: true }
+        Caps { capture: true, windows: self.has_windows() }
     }
 
     fn connect(&self, call: &Call, control: &dyn Exchange) -> Result<(), Fault> {
@@ -292,7 +358,19 @@ unsafe impl DeviceExchange for NcclExchange {
             if let Some(fault) = &state.fault {
                 return Err(fault.clone());
             }
-            state.communicator = Some(communicator);
+            state.communicator = Some(Arc::clone(&communicator));
+            state.makes_windows = true;
+        }
+        let made = self.windows(&communicator, call, control);
+        {
+            let mut state = self.state();
+            state.makes_windows = false;
+            let fault = made.as_ref().err().cloned().or_else(|| state.fault.clone());
+            if let Some(fault) = fault {
+                state.give_up(&fault);
+                return Err(fault);
+            }
+            state.windows = made?.map(Arc::new);
         }
         self.test(call, control).inspect_err(|fault| self.state().give_up(fault))
     }
@@ -313,8 +391,13 @@ unsafe impl DeviceExchange for NcclExchange {
         if recv.iter().all(|piece| piece.len == 0) {
             return Ok(());
         }
+        let place = |member| members.iter().position(|&other| other == member);
+        let pieces = (
+            |member| place(member).map_or(Piece::default(), |_| send),
+            |member| place(member).map_or(Piece::default(), |at| recv[at]),
+        );
         if members.len() < size {
-            return self.issue(call, stream, |group| {
+            return self.issue(call, stream, pieces, |group| {
                 let pieces = members.iter().map(|&member| (member, send)).zip(recv);
                 pieces
                     .into_iter()
@@ -322,7 +405,7 @@ unsafe impl DeviceExchange for NcclExchange {
             });
         }
         let even = recv.iter().all(|piece| piece.len == send.len);
-        self.issue(call, stream, |group| {
+        self.issue(call, stream, pieces, |group| {
             if even {
                 return group.all_gather(send, recv[0].address);
             }
@@ -347,7 +430,7 @@ unsafe impl DeviceExchange for NcclExchange {
         if send.iter().chain(recv).all(|piece| piece.len == 0) {
             return Ok(());
         }
-        self.issue(call, stream, |group| {
+        self.issue(call, stream, (|member| send[member], |member| recv[member]), |group| {
             let mut pieces = send.iter().zip(recv).enumerate();
             pieces.try_for_each(|(member, (send, recv))| to_and_from(group, (me, member), *send, *recv))
         })
@@ -386,6 +469,8 @@ unsafe impl DeviceExchange for NcclExchange {
         };
         self.state().marks.retain(|(_, mark)| *mark != pending && Some(*mark) != before);
         let waited = wait_for_mark(&*self.marks, before, pending, call, control, own);
+        // A kernel that has given up has ended, too.
+        let waited = waited.and_then(|()| self.fault().map_or(Ok(()), Err));
         waited.map_err(|fault| self.failed(call, Some(control), fault, of_peers.get()))
     }
 
@@ -419,6 +504,7 @@ unsafe impl DeviceExchange for NcclExchange {
         }
         // Also where this rank has seen no fault: its peers have lost their side.
         self.state().give_up(&broken("the head is rebuilt".into(), "wait for it"));
+        self.end_windows();
         if !self.await_abort(call.deadline) {
             let problem = format!("ncclCommAbort of NCCL {} has not come back", self.nccl.version());
             let fix = "drop the CUDA graphs that have captured collectives of the channel, for which NCCL \

@@ -4,6 +4,7 @@
 use super::config::ncclConfig_t;
 use super::library::Failed;
 use super::unique_id::UniqueId;
+use super::window::Left;
 use super::{Nccl, sys};
 use crate::exchange::{Fault, Piece, StreamMarks};
 use crate::memory::{Memory, Stream};
@@ -20,20 +21,22 @@ const BLOCKING: &str = "NCCL_COMM_BLOCKING";
 /// Calls of one communicator are made one at a time, under a lock that is held for no longer than NCCL takes
 /// to queue them: a communicator is aborted while no other thread is inside NCCL with it.
 pub struct Communicator {
-    nccl: Nccl,
-    device: Arc<dyn StreamMarks>,
-    handle: Arc<Handle>,
+    pub(super) nccl: Nccl,
+    pub(super) device: Arc<dyn StreamMarks>,
+    pub(super) handle: Arc<Handle>,
     rank: usize,
     size: usize,
     /// It is the engine's: it is neither aborted nor destroyed here.
-    borrowed: bool,
+    pub(super) borrowed: bool,
     /// The process that made it: a forked one has none of NCCL's threads.
     maker: Maker,
 }
 
-struct Handle {
+pub(super) struct Handle {
     state: Mutex<State>,
     ended: Condvar,
+    /// Dropped windows, whose memory NCCL may use until the communicator has ended.
+    left: Mutex<Vec<Left>>,
 }
 
 #[derive(Clone, Copy)]
@@ -83,7 +86,7 @@ impl Refused {
     }
 }
 
-type Called<T> = std::result::Result<T, Refused>;
+pub(super) type Called<T> = std::result::Result<T, Refused>;
 
 impl Communicator {
     /// Makes a communicator with the other members, each of which calls this with the same `id`, and waits
@@ -128,7 +131,8 @@ impl Communicator {
     }
 
     fn of(nccl: Nccl, device: &Arc<dyn StreamMarks>, raw: sys::ncclComm_t, borrowed: bool) -> Self {
-        let handle = Handle { state: Mutex::new(State::Open(Raw(raw))), ended: Condvar::new() };
+        let (state, left) = (Mutex::new(State::Open(Raw(raw))), Mutex::new(Vec::new()));
+        let handle = Handle { state, ended: Condvar::new(), left };
         let (device, handle) = (Arc::clone(device), Arc::new(handle));
         Communicator { nccl, device, handle, rank: 0, size: 0, borrowed, maker: Maker::here() }
     }
@@ -235,7 +239,7 @@ impl Communicator {
     }
 
     /// Runs `call` with the handle and the device's context, while no other thread uses the communicator.
-    fn within<T>(&self, call: impl FnOnce(sys::ncclComm_t) -> T) -> Called<T> {
+    pub(super) fn within<T>(&self, call: impl FnOnce(sys::ncclComm_t) -> T) -> Called<T> {
         let state = self.handle.state();
         let State::Open(Raw(raw)) = *state else { return Err(self.gone()) };
         within(&self.device, || call(raw))
@@ -366,9 +370,16 @@ impl Communicator {
     /// Destroys the communicator, in a thread. Peers still get what was sent to them before.
     fn destroy(&self) {
         let (functions, device) = (self.nccl.functions(), Arc::clone(&self.device));
+        let handle = Arc::clone(&self.handle);
         self.end("lmhead-destroy", move |raw| {
             // The result changes nothing: without the context the communicator stays.
-            let _ = within(&device, || finalize_and_destroy(functions, raw));
+            let _ = within(&device, || {
+                // Without the lock, which a window that is dropped meanwhile takes.
+                let windows = std::mem::take(&mut *handle.left());
+                windows.iter().for_each(|window| window.deregister(functions, raw));
+                handle.left().extend(windows);
+                finalize_and_destroy(functions, raw);
+            });
         });
     }
 
@@ -377,11 +388,18 @@ impl Communicator {
         let State::Open(raw) = self.handle.take(State::Ending) else { return };
         // No other thread is inside NCCL with it: each of them held the lock, and finds no handle from now
         // on.
-        let handle = Arc::clone(&self.handle);
+        let (handle, functions) = (Arc::clone(&self.handle), self.nccl.functions());
         let run = move || {
             let Raw(raw) = { raw };
             end(raw);
+            let free_left = || {
+                let all = std::mem::take(&mut *handle.left());
+                all.into_iter().for_each(|left| left.free(functions));
+            };
+            // Before others see the end; and again, for windows that were dropped meanwhile.
+            free_left();
             handle.take(State::Ended);
+            free_left();
             handle.ended.notify_all();
         };
         // Without a thread nothing can end it: who waits for its end reports that at the deadline.
@@ -411,6 +429,20 @@ impl Handle {
     fn state(&self) -> MutexGuard<'_, State> {
         // Where the lock is poisoned the state is still good: each write to it is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn left(&self) -> MutexGuard<'_, Vec<Left>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a dropped window until the communicator has ended, which frees it; returns one that comes later.
+    pub(super) fn leave(&self, window: Left) -> Option<Left> {
+        let state = self.state();
+        if matches!(*state, State::Ended) {
+            return Some(window);
+        }
+        self.left().push(window);
+        None
     }
 
     /// Moves to state `next`, unless that would go back; returns the state before.
@@ -522,7 +554,7 @@ impl Group {
 
 /// Runs `call` on this thread with the device's context current: NCCL takes the device from there, and opens
 /// a context on the first one where there is none.
-fn within<T>(device: &Arc<dyn StreamMarks>, call: impl FnOnce() -> T) -> Called<T> {
+pub(super) fn within<T>(device: &Arc<dyn StreamMarks>, call: impl FnOnce() -> T) -> Called<T> {
     let (mut call, mut answer) = (Some(call), None);
     device.with_context(&mut || answer = call.take().map(|call| call())).map_err(Refused::Fault)?;
     answer.ok_or_else(|| {

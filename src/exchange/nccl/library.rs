@@ -19,6 +19,10 @@ const NAME: &str = "libnccl.so.2";
 /// The first version with `ncclCommSplit` and with communicators that do not block.
 const OLDEST: Version = Version { major: 2, minor: 18, patch: 1 };
 
+/// The first version whose windows are used: 2.31.2 mended wrong bytes where windows share an allocation
+/// (NVIDIA/nccl#2198) and a hang of the first copying collective of two members (NVIDIA/nccl#2241).
+const WINDOWS: Version = Version { major: 2, minor: 31, patch: 2 };
+
 const INSTALL: &str = "install NVIDIA's NCCL (the system's package libnccl2, or `pip install \
                        nvidia-nccl-cu13`), or set LMHEAD_NCCL to the path of a libnccl.so.2";
 
@@ -142,6 +146,18 @@ impl Nccl {
         &self.0.path
     }
 
+    /// Whether a communicator can have windows ([`Communicator::window`](super::Communicator::window)): from
+    /// 2.31.2 on, where the library has the functions.
+    pub fn has_windows(&self) -> bool {
+        let functions = self.functions();
+        let has_all = functions.ncclMemAlloc.is_ok()
+            && functions.ncclMemFree.is_ok()
+            && functions.ncclCommWindowRegister.is_ok()
+            && functions.ncclCommWindowDeregister.is_ok()
+            && functions.ncclGetPeerDevicePointer.is_ok();
+        has_all && self.version() >= WINDOWS
+    }
+
     /// A new id, for one communicator. One member makes it, and all members get it
     /// ([`UniqueId::share`]). Needs no GPU; opens a socket, over which the members meet.
     ///
@@ -195,7 +211,7 @@ impl Nccl {
 impl Nccl {
     /// The error of a function that succeeded, but made nothing.
     pub(super) fn none(&self, function: &'static str) -> Failed {
-        let meaning = "success, without a communicator".into();
+        let meaning = "success, without a result".into();
         Failed { function, code: sys::ncclSuccess, meaning, last: String::new(), version: self.version() }
     }
 }

@@ -1,6 +1,6 @@
-//! The device side's own test when a channel is connected: pieces whose every byte depends on its sender, its
+//! Tests the device side when a channel is connected: every byte of a piece depends on its sender, its
 //! receiver, its place, and a word that only these members know. Members of another run, whose id a member
-//! here may hold by mistake, send other bytes. The head tests the host transport in the same way.
+//! here may have by mistake, send other bytes. The head tests the host transport in the same way.
 
 use super::NcclExchange;
 use crate::exchange::{Call, DeviceExchange, Exchange, Fault, Piece, Scratch};
@@ -77,8 +77,9 @@ impl NcclExchange {
     /// freeing it would wait for NCCL without a deadline. Otherwise the scratch is never freed.
     fn keep_until_the_end(&self, scratch: Box<dyn Scratch>, fault: &Fault) {
         self.abort(fault);
-        // Whatever failed has already waited for the abort, as long as a fault may.
-        if !self.await_abort(Instant::now()) {
+        // Whatever failed has already waited for the abort, as long as a fault may. Kernels that use windows
+        // have ended with the fault.
+        if !self.has_windows() && !self.await_abort(Instant::now()) {
             std::mem::forget(scratch);
         }
     }

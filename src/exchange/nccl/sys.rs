@@ -8,6 +8,10 @@ pub const NCCL_UNIQUE_ID_BYTES: u32 = 128;
 pub const NCCL_CONFIG_UNDEF_INT: i32 = -2147483648;
 pub const NCCL_SPLIT_NOCOLOR: i32 = -1;
 pub const NCCL_API_MAGIC: u32 = 3405692655;
+pub const NCCL_WIN_DEFAULT: u32 = 0;
+pub const NCCL_WIN_COLL_SYMMETRIC: u32 = 1;
+pub const NCCL_WIN_STRICT_ORDERING: u32 = 2;
+pub const NCCL_WIN_REQUIRED_ALIGNMENT: u32 = 4096;
 pub const NCCL_REVOKE_DEFAULT: u32 = 0;
 #[repr(C)]
 #[derive(Debug)]
@@ -21,6 +25,12 @@ pub struct ncclComm {
     _unused: [u8; 0],
 }
 pub type ncclComm_t = *mut ncclComm;
+#[repr(C)]
+#[derive(Debug)]
+pub struct ncclWindow_vidmem {
+    _unused: [u8; 0],
+}
+pub type ncclWindow_t = *mut ncclWindow_vidmem;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ncclUniqueId {
@@ -64,6 +74,12 @@ pub const ncclNumTypes: ncclDataType_t = 12;
 pub type ncclDataType_t = ::core::ffi::c_uint;
 pub struct Library {
     __library: ::libloading::Library,
+    pub ncclMemAlloc: Result<
+        unsafe extern "C" fn(ptr: *mut *mut ::core::ffi::c_void, size: usize) -> ncclResult_t,
+        ::libloading::Error,
+    >,
+    pub ncclMemFree:
+        Result<unsafe extern "C" fn(ptr: *mut ::core::ffi::c_void) -> ncclResult_t, ::libloading::Error>,
     pub ncclGetVersion:
         Result<unsafe extern "C" fn(version: *mut ::core::ffi::c_int) -> ncclResult_t, ::libloading::Error>,
     pub ncclGetUniqueId:
@@ -115,6 +131,20 @@ pub struct Library {
         unsafe extern "C" fn(comm: ncclComm_t, rank: *mut ::core::ffi::c_int) -> ncclResult_t,
         ::libloading::Error,
     >,
+    pub ncclCommWindowRegister: Result<
+        unsafe extern "C" fn(
+            comm: ncclComm_t,
+            buff: *mut ::core::ffi::c_void,
+            size: usize,
+            win: *mut ncclWindow_t,
+            winFlags: ::core::ffi::c_int,
+        ) -> ncclResult_t,
+        ::libloading::Error,
+    >,
+    pub ncclCommWindowDeregister: Result<
+        unsafe extern "C" fn(comm: ncclComm_t, win: ncclWindow_t) -> ncclResult_t,
+        ::libloading::Error,
+    >,
     pub ncclBroadcast: Result<
         unsafe extern "C" fn(
             sendbuff: *const ::core::ffi::c_void,
@@ -162,6 +192,15 @@ pub struct Library {
     >,
     pub ncclGroupStart: Result<unsafe extern "C" fn() -> ncclResult_t, ::libloading::Error>,
     pub ncclGroupEnd: Result<unsafe extern "C" fn() -> ncclResult_t, ::libloading::Error>,
+    pub ncclGetPeerDevicePointer: Result<
+        unsafe extern "C" fn(
+            window: ncclWindow_t,
+            offset: usize,
+            peer: ::core::ffi::c_int,
+            outPtr: *mut *mut ::core::ffi::c_void,
+        ) -> ncclResult_t,
+        ::libloading::Error,
+    >,
 }
 impl Library {
     pub unsafe fn new<P>(path: P) -> Result<Self, ::libloading::Error>
@@ -177,6 +216,8 @@ impl Library {
         L: Into<::libloading::Library>,
     {
         let __library = library.into();
+        let ncclMemAlloc = unsafe { __library.get(b"ncclMemAlloc\0") }.map(|sym| *sym);
+        let ncclMemFree = unsafe { __library.get(b"ncclMemFree\0") }.map(|sym| *sym);
         let ncclGetVersion = unsafe { __library.get(b"ncclGetVersion\0") }.map(|sym| *sym);
         let ncclGetUniqueId = unsafe { __library.get(b"ncclGetUniqueId\0") }.map(|sym| *sym);
         let ncclCommInitRankConfig = unsafe { __library.get(b"ncclCommInitRankConfig\0") }.map(|sym| *sym);
@@ -191,14 +232,21 @@ impl Library {
         let ncclCommCount = unsafe { __library.get(b"ncclCommCount\0") }.map(|sym| *sym);
         let ncclCommCuDevice = unsafe { __library.get(b"ncclCommCuDevice\0") }.map(|sym| *sym);
         let ncclCommUserRank = unsafe { __library.get(b"ncclCommUserRank\0") }.map(|sym| *sym);
+        let ncclCommWindowRegister = unsafe { __library.get(b"ncclCommWindowRegister\0") }.map(|sym| *sym);
+        let ncclCommWindowDeregister =
+            unsafe { __library.get(b"ncclCommWindowDeregister\0") }.map(|sym| *sym);
         let ncclBroadcast = unsafe { __library.get(b"ncclBroadcast\0") }.map(|sym| *sym);
         let ncclAllGather = unsafe { __library.get(b"ncclAllGather\0") }.map(|sym| *sym);
         let ncclSend = unsafe { __library.get(b"ncclSend\0") }.map(|sym| *sym);
         let ncclRecv = unsafe { __library.get(b"ncclRecv\0") }.map(|sym| *sym);
         let ncclGroupStart = unsafe { __library.get(b"ncclGroupStart\0") }.map(|sym| *sym);
         let ncclGroupEnd = unsafe { __library.get(b"ncclGroupEnd\0") }.map(|sym| *sym);
+        let ncclGetPeerDevicePointer =
+            unsafe { __library.get(b"ncclGetPeerDevicePointer\0") }.map(|sym| *sym);
         Ok(Library {
             __library,
+            ncclMemAlloc,
+            ncclMemFree,
             ncclGetVersion,
             ncclGetUniqueId,
             ncclCommInitRankConfig,
@@ -213,13 +261,22 @@ impl Library {
             ncclCommCount,
             ncclCommCuDevice,
             ncclCommUserRank,
+            ncclCommWindowRegister,
+            ncclCommWindowDeregister,
             ncclBroadcast,
             ncclAllGather,
             ncclSend,
             ncclRecv,
             ncclGroupStart,
             ncclGroupEnd,
+            ncclGetPeerDevicePointer,
         })
+    }
+    pub unsafe fn ncclMemAlloc(&self, ptr: *mut *mut ::core::ffi::c_void, size: usize) -> ncclResult_t {
+        unsafe { (self.ncclMemAlloc.as_ref().expect("Expected function, got error."))(ptr, size) }
+    }
+    pub unsafe fn ncclMemFree(&self, ptr: *mut ::core::ffi::c_void) -> ncclResult_t {
+        unsafe { (self.ncclMemFree.as_ref().expect("Expected function, got error."))(ptr) }
     }
     pub unsafe fn ncclGetVersion(&self, version: *mut ::core::ffi::c_int) -> ncclResult_t {
         unsafe { (self.ncclGetVersion.as_ref().expect("Expected function, got error."))(version) }
@@ -291,6 +348,23 @@ impl Library {
     pub unsafe fn ncclCommUserRank(&self, comm: ncclComm_t, rank: *mut ::core::ffi::c_int) -> ncclResult_t {
         unsafe { (self.ncclCommUserRank.as_ref().expect("Expected function, got error."))(comm, rank) }
     }
+    pub unsafe fn ncclCommWindowRegister(
+        &self,
+        comm: ncclComm_t,
+        buff: *mut ::core::ffi::c_void,
+        size: usize,
+        win: *mut ncclWindow_t,
+        winFlags: ::core::ffi::c_int,
+    ) -> ncclResult_t {
+        unsafe {
+            (self.ncclCommWindowRegister.as_ref().expect("Expected function, got error."))(
+                comm, buff, size, win, winFlags,
+            )
+        }
+    }
+    pub unsafe fn ncclCommWindowDeregister(&self, comm: ncclComm_t, win: ncclWindow_t) -> ncclResult_t {
+        unsafe { (self.ncclCommWindowDeregister.as_ref().expect("Expected function, got error."))(comm, win) }
+    }
     pub unsafe fn ncclBroadcast(
         &self,
         sendbuff: *const ::core::ffi::c_void,
@@ -357,5 +431,18 @@ impl Library {
     }
     pub unsafe fn ncclGroupEnd(&self) -> ncclResult_t {
         unsafe { (self.ncclGroupEnd.as_ref().expect("Expected function, got error."))() }
+    }
+    pub unsafe fn ncclGetPeerDevicePointer(
+        &self,
+        window: ncclWindow_t,
+        offset: usize,
+        peer: ::core::ffi::c_int,
+        outPtr: *mut *mut ::core::ffi::c_void,
+    ) -> ncclResult_t {
+        unsafe {
+            (self.ncclGetPeerDevicePointer.as_ref().expect("Expected function, got error."))(
+                window, offset, peer, outPtr,
+            )
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! The thread that ends a head's work on the device where nobody waits for it with a deadline: where an
-//! engine replays a graph and then waits for its stream as the runtime does.
+//! A thread that ends a head's overdue work on the device if nobody waits for it with a deadline. An engine
+//! that replays a graph, or runs an asynchronous step, waits for its stream without one.
 
 use crate::exchange::{Call, Fault, StreamCounters};
 use crate::memory::Stream;
@@ -20,14 +20,13 @@ struct Shared {
 }
 
 struct State {
-    /// The calls that were queued, the latest last, each with how often the device has come to an end when it
-    /// has come to this call's: of steps that are queued one behind the other. A graph's replays are queued
-    /// by nobody; they are of the latest call.
+    /// Queued calls, oldest first, each with the value that the device's end counter has when it is done.
+    /// Replays of a graph count as the latest call.
     calls: VecDeque<(u32, Call)>,
     closed: bool,
 }
 
-/// The most calls that are remembered. Of the oldest of more, the one behind it is told.
+/// Most calls remembered. If there are more, a fault of a forgotten one names the next.
 const CALLS: usize = 64;
 
 impl State {

@@ -9,20 +9,20 @@ use crate::finish::broken;
 use crate::head::buffers::{bytes_of, fill, starts_of};
 use crate::head::run::{Compute, Lists, Run, Small};
 use crate::memory::Span;
-use crate::sampling::Kind;
+use crate::sampling::DrawKind;
 use crate::sampling::cut::{BINS, CUT_BYTES, Digit, Digits, Goal, Search, Sum, WORD_BYTES, logit_of};
 use crate::sampling::mass::largest_mass;
 use std::ops::Range;
 
 /// Memory that lives from step to step.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct CutBuffers {
     /// The filtered rows that have a cut, by their index in `filtered`, and the goal of each.
     cuts: Vec<(usize, Goal)>,
     /// The cut rows that each member decides.
     decided: Vec<Range<usize>>,
     searches: Vec<Search>,
-    /// Of each cut row: the key as far as it is known, and how many ties the own shard may keep.
+    /// For each cut row: the known part of the key, and how many ties this rank's shard may keep.
     known: Vec<[u32; 2]>,
     histograms: Vec<u64>,
     queries: Vec<HistogramQuery>,
@@ -42,14 +42,14 @@ impl Run<'_> {
         sum: Sum,
         lists: &mut Lists,
         small: &mut Small,
-        room: &mut super::Room,
+        room: &mut super::SamplingBuffers,
     ) -> Result<()> {
-        let super::Room { filtered, cuts: room, .. } = room;
+        let super::SamplingBuffers { filtered, cuts: room, .. } = room;
         room.cuts.clear();
         room.cuts.extend(filtered.iter().enumerate().filter_map(|(i, f)| {
             let goal = match (sum, f.kind) {
-                (Sum::Ids, Kind::Cut { top_k: Some(k), .. }) => Goal::Ids(k),
-                (Sum::Masses, Kind::Cut { nucleus: true, .. }) => {
+                (Sum::Ids, DrawKind::Cut { top_k: Some(k), .. }) => Goal::Ids(k),
+                (Sum::Masses, DrawKind::Cut { nucleus: true, .. }) => {
                     Goal::Masses { top_p: f.params.top_p, scale: f.kept.scale }
                 }
                 _ => return None,
@@ -61,8 +61,18 @@ impl Run<'_> {
         }
         let (me, size) = (self.wire.group.me(), self.wire.group.size());
         self.decide(filtered, room);
-        let Room { cuts, decided, searches, known, histograms, queries, learned, allowances, ties, ends } =
-            room;
+        let CutBuffers {
+            cuts,
+            decided,
+            searches,
+            known,
+            histograms,
+            queries,
+            learned,
+            allowances,
+            ties,
+            ends,
+        } = room;
         let mine = decided[me].clone();
         searches.clear();
         searches.extend(cuts[mine.clone()].iter().map(|(_, goal)| Search::new(*goal)));
@@ -107,8 +117,8 @@ impl Run<'_> {
 
     /// Which member decides which of the cut rows. One member decides a row: the tp ranks of a replica divide
     /// its rows.
-    fn decide(&self, filtered: &[Filtered], room: &mut Room) {
-        let Room { cuts, decided, .. } = room;
+    fn decide(&self, filtered: &[Filtered], room: &mut CutBuffers) {
+        let CutBuffers { cuts, decided, .. } = room;
         decided.clear();
         decided.extend((0..self.wire.group.size()).map(|member| {
             let part = self.wire.answered(member, true);

@@ -1,6 +1,6 @@
-//! Sampled tokens of a step on a device in which the host reads no parameters. Where these lie in device
-//! memory everything is queued, so that a CUDA graph can capture it. Where rows may have filters, kernels
-//! make the searches of `cuts`, for every row in every step.
+//! Sampled tokens of a step on a device in which the host reads no parameters. If the parameters are in
+//! device memory, everything is queued, so that a CUDA graph can capture it. If rows may have filters,
+//! kernels make the searches of `cuts`, for every row in every step.
 
 use crate::backend::cuts::{Cuts, SEARCH_BYTES, room_bytes};
 use crate::backend::{Inputs, Job, Out, Which};
@@ -18,7 +18,7 @@ use crate::params::SamplingRow;
 use crate::result::{AnswerBuffers, RowInputs, TokenLogprobs};
 use crate::rows::HiddenRows;
 use crate::sampling::cut::{BINS, CUT_BYTES, Digits, Sum};
-use crate::sampling::{Filters, Kind, SamplingParams};
+use crate::sampling::{DrawKind, Filters, SamplingParams};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -26,8 +26,8 @@ const WHAT: &str = "sampling parameters";
 
 /// Memory that lives from step to step.
 #[derive(Default)]
-pub(super) struct Room {
-    /// [`SamplingRow`]s of the own rows, and of all rows.
+pub(super) struct DeviceBuffers {
+    /// [`SamplingRow`]s of this rank's rows, and of all rows.
     own: Arena,
     all: Arena,
     /// What the searches keep and send, and the parameters without the filters.
@@ -35,9 +35,9 @@ pub(super) struct Room {
     tokens: Arena,
 }
 
-impl Room {
+impl DeviceBuffers {
     pub fn arenas(&mut self) -> [&mut Arena; 4] {
-        let Room { own, all, cuts, tokens } = self;
+        let DeviceBuffers { own, all, cuts, tokens } = self;
         [own, all, cuts, tokens]
     }
 }
@@ -84,8 +84,8 @@ impl Run<'_> {
             finish,
             ..
         } = scratch;
-        let super::Room { unseen, placed_rows, told, .. } = sampling;
-        let Room { own: own_params, all: all_params, cuts, tokens } = unseen;
+        let super::SamplingBuffers { unseen, placed_rows, told, .. } = sampling;
+        let DeviceBuffers { own: own_params, all: all_params, cuts, tokens } = unseen;
         let (me, size, one) = (self.wire.group.me(), self.wire.group.size(), self.wire.group.replicas() == 1);
         let mut status = self.begin_status(compute, inputs, hidden.len(), input_status)?;
         let of_own = self.unseen_rows(compute, inputs, status.reborrow(), (own_params, placed_rows))?;
@@ -323,7 +323,7 @@ impl Run<'_> {
             compute.inputs(Inputs::Fill { words: out.reborrow(), value: 0 })?;
         }
         let unfiltered = self.wire.open.header.filters == Filters::None;
-        let is_wrong = |params: &SamplingParams| unfiltered && params.kind(vocab_size) != Kind::Best;
+        let is_wrong = |params: &SamplingParams| unfiltered && params.kind(vocab_size) != DrawKind::Best;
         if let Some(row) = params.iter().position(is_wrong) {
             let (wanted, got) = ("none in a step that has no filters", format!("{:?}", params[row]));
             let fix = "begin the step with Filters::ByDevice or ByHost";

@@ -62,7 +62,7 @@ fn right_answer(request: Request) -> Case {
     let cuts = [0..512, 512..preset.vocab_size];
     let shard = |ids| synthetic::shard(&preset.spec(), SEED, ids, Quantization::None, None).unwrap();
     let of_a_row = if let Request::Logprobs { targets, .. } = request { targets } else { 1 };
-    // Of several targets of a row the last is none.
+    // If a row has several targets, the last one is "no target".
     let target = |i: usize| match of_a_row > 1 && (i + 1).is_multiple_of(of_a_row) {
         true => NO_TARGET_ID,
         false => (i * 137 % config.vocab_size) as i64,

@@ -45,7 +45,7 @@ struct Rms {
 }
 
 impl Verdict {
-    /// Of nothing so far.
+    /// A verdict before any comparison.
     pub(super) fn new(everything: bool, rows: usize, rms_limit: f64) -> Self {
         Verdict {
             passed: true,

@@ -35,7 +35,7 @@ const Q8_0: Block = Block { name: "Q8_0", elements: 32, bytes: 34, widen: widen_
 const Q6_K: Block = Block { name: "Q6_K", elements: 256, bytes: 210, widen: widen_q6_k };
 
 /// How this crate treats a ggml type.
-enum Kind {
+enum GgmlType {
     /// A type that safetensors has, too.
     Plain(Dtype),
     Block(&'static Block),
@@ -43,32 +43,35 @@ enum Kind {
     Other(&'static str),
 }
 
-fn kind(number: u32) -> Option<Kind> {
+fn kind(number: u32) -> Option<GgmlType> {
     Some(match number {
-        0 => Kind::Plain(Dtype::F32),
-        1 => Kind::Plain(Dtype::F16),
-        8 => Kind::Block(&Q8_0),
-        14 => Kind::Block(&Q6_K),
-        24 => Kind::Plain(Dtype::I8),
-        25 => Kind::Plain(Dtype::I16),
-        26 => Kind::Plain(Dtype::I32),
-        27 => Kind::Plain(Dtype::I64),
-        28 => Kind::Plain(Dtype::F64),
-        30 => Kind::Plain(Dtype::BF16),
+        0 => GgmlType::Plain(Dtype::F32),
+        1 => GgmlType::Plain(Dtype::F16),
+        8 => GgmlType::Block(&Q8_0),
+        14 => GgmlType::Block(&Q6_K),
+        24 => GgmlType::Plain(Dtype::I8),
+        25 => GgmlType::Plain(Dtype::I16),
+        26 => GgmlType::Plain(Dtype::I32),
+        27 => GgmlType::Plain(Dtype::I64),
+        28 => GgmlType::Plain(Dtype::F64),
+        30 => GgmlType::Plain(Dtype::BF16),
         other => {
             let names = [
                 "", "", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "", "Q8_1", "Q2_K", "Q3_K", "Q4_K",
                 "Q5_K", "", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S",
                 "IQ4_XS", "", "", "", "", "", "IQ1_M", "", "", "", "", "TQ1_0", "TQ2_0", "", "", "", "MXFP4",
             ];
-            return names.get(other as usize).filter(|name| !name.is_empty()).map(|name| Kind::Other(name));
+            return names
+                .get(other as usize)
+                .filter(|name| !name.is_empty())
+                .map(|name| GgmlType::Other(name));
         }
     })
 }
 
 /// Type and shape of a tensor whose type safetensors does not have.
 #[derive(Debug, Clone)]
-struct GgmlType {
+struct GgmlTensor {
     number: u32,
     /// The dimensions, rows first.
     shape: Vec<usize>,
@@ -79,7 +82,7 @@ struct GgmlType {
 pub(in crate::weights) struct About {
     /// The header's key-value pairs.
     settings: BTreeMap<String, Setting>,
-    types: BTreeMap<String, GgmlType>,
+    types: BTreeMap<String, GgmlTensor>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -92,7 +95,7 @@ enum Setting {
 
 impl About {
     /// The type of a tensor that safetensors has no name for.
-    fn ggml(&self, name: &str) -> Option<&GgmlType> {
+    fn ggml(&self, name: &str) -> Option<&GgmlTensor> {
         self.types.get(name)
     }
 
@@ -128,7 +131,7 @@ impl About {
         if architecture == "minicpm3" || (matches!(architecture, "minicpm" | "grok") && !says_scale) {
             // Their graphs scale by numbers that are not in the file.
             let (wanted, got) = ("a logit scale that the file names", format!("none of {architecture}"));
-            let fix = "say it in lmhead's own configuration: logit_scale";
+            let fix = "set logit_scale in lmhead's own configuration";
             model.refusal = Some(Error::config(name("logit_scale"), wanted, got, fix));
         }
         for (key, value) in &self.settings {
@@ -351,11 +354,11 @@ fn read_header(path: &Path, file: &[u8]) -> Result<Header> {
         let kind = kind(number);
         let columns = shape.last().copied().unwrap_or(1);
         let bytes = match &kind {
-            Some(Kind::Plain(dtype)) => elements.checked_mul(dtype.bitsize() as u64 / 8),
-            Some(Kind::Block(block)) if columns.is_multiple_of(block.elements as u64) => {
+            Some(GgmlType::Plain(dtype)) => elements.checked_mul(dtype.bitsize() as u64 / 8),
+            Some(GgmlType::Block(block)) if columns.is_multiple_of(block.elements as u64) => {
                 (elements / block.elements as u64).checked_mul(block.bytes as u64)
             }
-            Some(Kind::Block(block)) => {
+            Some(GgmlType::Block(block)) => {
                 let wanted = format!("columns that are a multiple of {} for {}", block.elements, block.name);
                 return Err(wrong(wanted, format!("{sizes:?}")));
             }
@@ -373,11 +376,11 @@ fn read_header(path: &Path, file: &[u8]) -> Result<Header> {
         };
         let range = from as usize..end as usize;
         let (dtype, own) = match kind {
-            Some(Kind::Plain(dtype)) => (dtype, sizes.clone()),
+            Some(GgmlType::Plain(dtype)) => (dtype, sizes.clone()),
             _ => (Dtype::U8, vec![range.len()]),
         };
         if dtype == Dtype::U8 {
-            about.types.insert(name.clone(), GgmlType { number, shape: sizes });
+            about.types.insert(name.clone(), GgmlTensor { number, shape: sizes });
         }
         tensors.insert(name, TensorInfo { dtype, shape: own, bytes: range });
     }
@@ -389,14 +392,14 @@ pub(super) fn recognise(tensors: &mut Tensors, head: &Named<'_>) -> Result<Optio
     let Some(weight) = tensors.get_if_stored(head.name)? else { return Ok(None) };
     let Some(ggml) = weight.file.gguf().and_then(|about| about.ggml(head.name)) else { return Ok(None) };
     let name = match kind(ggml.number) {
-        Some(Kind::Block(block)) => {
+        Some(GgmlType::Block(block)) => {
             let shaped = TensorInfo { shape: ggml.shape.clone(), ..weight.info.clone() };
             let [rows, hidden] =
                 matrix(&Tensor { info: shaped, ..weight.clone() }, "[vocabulary, hidden size]")?;
             let format = Format::Widened(Box::new(Blocks { weight: weight.clone(), block, hidden }));
             return Ok(Some(Found { weight, beside: Vec::new(), format, rows, hidden }));
         }
-        Some(Kind::Other(name)) => name.to_string(),
+        Some(GgmlType::Other(name)) => name.to_string(),
         _ => format!("type {} of ggml, which is not known", ggml.number),
     };
     let fix = "keep the head in a type that is read: llama-quantize --output-tensor-type q6_k \

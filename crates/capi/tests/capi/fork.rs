@@ -1,7 +1,7 @@
 //! A process that forks after it has made heads: calls in the child are refused with a message, and the child
 //! can make heads of its own; what it does with its parent's handles has no effect on the parent.
 
-use crate::refused::{Rows, config, heads_of_two, run, whole, wrap};
+use crate::refused::{RankBuffers, config, heads_of_two, run, whole, wrap};
 use crate::rig::{backend_of, fails, good, init, last_error};
 use lmhead_capi::sys::*;
 use std::ffi::c_void;
@@ -66,7 +66,7 @@ impl Own {
     }
 
     fn answer(&self) -> Vec<i64> {
-        let mut rows = Rows::new(3);
+        let mut rows = RankBuffers::new(3);
         let step = rows.step();
         good(run(self.head, &step, &mut rows));
         rows.ids
@@ -90,7 +90,7 @@ fn refused_in_child(parent: u32, own: &Own, endpoint: *mut lmhead_exchange) -> S
          fork first",
         std::process::id()
     );
-    let mut rows = Rows::new(1);
+    let mut rows = RankBuffers::new(1);
     let step = rows.step();
     let (mut needs, mut info, config) = (init!(lmhead_needs), init!(lmhead_weights_info), config());
     let (mut json, mut made, mut lent) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
@@ -165,7 +165,7 @@ fn a_forked_process_is_told_and_its_parent_goes_on() {
             let want = &want;
             scope.spawn(move || {
                 let head = ptr::without_provenance_mut(*head);
-                let mut rows = Rows::new(3 * (1 - me));
+                let mut rows = RankBuffers::new(3 * (1 - me));
                 let step = lmhead_step { counts: [3, 0].as_ptr(), ..rows.step() };
                 good(run(head, &step, &mut rows));
                 assert_eq!(rows.ids, want[..rows.ids.len()]);
@@ -191,7 +191,7 @@ fn a_fork_while_a_step_waits_is_told_without_waiting() {
     good(unsafe { lmhead_exchange_local(2, endpoints.as_mut_ptr()) });
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| {
-            let mut rows = Rows::new(1);
+            let mut rows = RankBuffers::new(1);
             let step = lmhead_step { counts: [1, 0].as_ptr(), ..rows.step() };
             let status = loop {
                 match run(handle(0), &step, &mut rows) {
@@ -204,7 +204,7 @@ fn a_fork_while_a_step_waits_is_told_without_waiting() {
         });
         // The step has begun once another thread cannot use the head.
         let mut needs = init!(lmhead_needs);
-        let (rows, deadline) = (Rows::new(1), Instant::now() + Duration::from_secs(10));
+        let (rows, deadline) = (RankBuffers::new(1), Instant::now() + Duration::from_secs(10));
         let step = lmhead_step { counts: [1, 0].as_ptr(), ..rows.step() };
         // SAFETY: all pointers are valid.
         while unsafe { lmhead_plan(handle(0), &raw const step, &raw mut needs) } == 0 {

@@ -75,16 +75,16 @@ fn last_ranks() -> Vec<i64> {
     ranks[..n].to_vec()
 }
 
-pub struct Rows {
+pub struct RankBuffers {
     pub hidden: Vec<f32>,
     pub status: Vec<u8>,
     pub ids: Vec<i64>,
 }
 
-impl Rows {
+impl RankBuffers {
     pub fn new(rows: usize) -> Self {
         let hidden = (0..rows * HIDDEN).map(|i| (i % 5) as f32 - 2.0).collect();
-        Rows { hidden, status: vec![9; rows], ids: vec![77; rows] }
+        RankBuffers { hidden, status: vec![9; rows], ids: vec![77; rows] }
     }
 
     pub fn step(&self) -> lmhead_step {
@@ -110,7 +110,7 @@ impl Rows {
     }
 }
 
-pub fn run(head: *mut lmhead_head, step: &lmhead_step, rows: &mut Rows) -> lmhead_status {
+pub fn run(head: *mut lmhead_head, step: &lmhead_step, rows: &mut RankBuffers) -> lmhead_status {
     let mut answer = rows.answer();
     // SAFETY: all pointers are valid, except what the test makes wrong.
     unsafe { lmhead_run(head, step, &raw mut answer) }
@@ -119,7 +119,7 @@ pub fn run(head: *mut lmhead_head, step: &lmhead_step, rows: &mut Rows) -> lmhea
 #[test]
 fn steps_that_cannot_be_are_refused_and_the_head_stays_usable() {
     let head = head_alone();
-    let mut rows = Rows::new(3);
+    let mut rows = RankBuffers::new(3);
     let good_step = rows.step();
     type Change = fn(&mut lmhead_step);
     let table: &[(Change, u32, &str)] = &[
@@ -213,7 +213,7 @@ fn steps_that_cannot_be_are_refused_and_the_head_stays_usable() {
         fails(run(head, &step, &mut rows), *status, words);
         assert!(rows.is_untouched(), "{words}");
         good(run(head, &good_step, &mut rows));
-        rows = Rows { hidden: rows.hidden.clone(), ..Rows::new(3) };
+        rows = RankBuffers { hidden: rows.hidden.clone(), ..RankBuffers::new(3) };
     }
     let mut answer = lmhead_answer { ids: ptr::null_mut(), ..rows.answer() };
     // SAFETY: all pointers are valid, except what the test makes wrong.
@@ -234,7 +234,7 @@ fn steps_that_cannot_be_are_refused_and_the_head_stays_usable() {
 #[test]
 fn handles_that_are_none_freed_or_of_another_kind_are_told() {
     let head = head_alone();
-    let mut rows = Rows::new(1);
+    let mut rows = RankBuffers::new(1);
     let step = rows.step();
     let backend = backend_of(LMHEAD_HOST, 2);
     fails(run(ptr::null_mut(), &step, &mut rows), LMHEAD_ERROR_ARGUMENT, "head: wanted a handle, got NULL");
@@ -337,7 +337,7 @@ fn fp8_weights_and_floats_with_scales() {
 #[test]
 fn structs_of_older_and_newer_headers() {
     let head = head_alone();
-    let mut rows = Rows::new(1);
+    let mut rows = RankBuffers::new(1);
     // A step of a newer header: more bytes than this library knows.
     let mut newer = [0u64; 32];
     let size = size_of_val(&newer);
@@ -365,7 +365,7 @@ fn a_rank_that_does_not_come_is_named_by_number_and_an_abort_ends_the_wait() {
     let heads: Vec<usize> = heads_of_two(&[10, 20], 300).into_iter().map(|head| head as usize).collect();
     let began = Instant::now();
     let head: *mut lmhead_head = ptr::without_provenance_mut(heads[0]);
-    let mut rows = Rows::new(1);
+    let mut rows = RankBuffers::new(1);
     let counts = [1i64, 0];
     let step = lmhead_step { counts: counts.as_ptr(), ..rows.step() };
     fails(run(head, &step, &mut rows), LMHEAD_ERROR_TIMEOUT, "ranks [20] did not come within 300ms");
@@ -392,7 +392,7 @@ fn a_rank_that_does_not_come_is_named_by_number_and_an_abort_ends_the_wait() {
         std::thread::scope(|scope| {
             let waits = scope.spawn(move || {
                 let head: *mut lmhead_head = ptr::without_provenance_mut(heads[0]);
-                let mut rows = Rows::new(1);
+                let mut rows = RankBuffers::new(1);
                 let counts = [1i64, 0];
                 let step = lmhead_step { counts: counts.as_ptr(), ..rows.step() };
                 fails(run(head, &step, &mut rows), LMHEAD_ERROR_STEP_MISMATCH, "shutting down");

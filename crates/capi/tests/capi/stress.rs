@@ -5,7 +5,7 @@
 //! head has a group of its own; the soak test covers several heads on one exchange. It looks for wrong
 //! answers, crashes and hangs, and cannot prove that there is no race.
 
-use crate::refused::{Rows, config, run, whole, wrap};
+use crate::refused::{RankBuffers, config, run, whole, wrap};
 use crate::rig::{backend_of, good};
 use lmhead_capi::sys::*;
 use lmhead_testkit::Random;
@@ -48,7 +48,7 @@ fn heads_of_many_threads_neither_mix_nor_end_each_other() {
                         heads[thread].store(head as usize, Ordering::Release);
                         let mut want = None;
                         for _ in 0..STEPS {
-                            let mut rows = Rows::new(1 + random.below(5));
+                            let mut rows = RankBuffers::new(1 + random.below(5));
                             let step = rows.step();
                             let status = loop {
                                 match run(head, &step, &mut rows) {
@@ -80,7 +80,7 @@ fn heads_of_many_threads_neither_mix_nor_end_each_other() {
                         std::thread::yield_now();
                         continue;
                     }
-                    let (rows, mut needs) = (Rows::new(2), crate::rig::init!(lmhead_needs));
+                    let (rows, mut needs) = (RankBuffers::new(2), crate::rig::init!(lmhead_needs));
                     let mut json = ptr::null_mut();
                     let step = rows.step();
                     // SAFETY: all pointers are valid; a head that is gone is refused.

@@ -1,29 +1,20 @@
 //! `lmhead bench --on-demand`: times once for each line of standard input, so that another program can
 //! alternate these timings with its own.
 
+use super::report::{About, Ready};
 use super::subject::Subject;
-use super::{BenchPlan, Device, HeadType, Ready, Stage, micros};
-use crate::report::command;
+use super::{BenchSetup, Device, HeadType, Stage, micros};
 use crate::values::refused;
 use crate::{Failure, print};
-use lmhead::doctor::machine_name;
 use lmhead::error::{Error, Result};
 use serde_json::{Value, json};
 
 /// Answers every line of standard input until its end.
-pub fn serve(plan: &BenchPlan, device: &Device) -> std::result::Result<bool, Failure> {
+pub fn serve(setup: &BenchSetup, device: &Device) -> std::result::Result<bool, Failure> {
     let mut subjects: Vec<Subject<'_>> =
-        plan.types.iter().map(|kind| Subject::new(plan, device, *kind)).collect::<Result<_>>()?;
+        setup.types.iter().map(|kind| Subject::new(setup, device, *kind)).collect::<Result<_>>()?;
     let ready = Ready {
-        version: env!("CARGO_PKG_VERSION"),
-        command: command(),
-        machine: machine_name(),
-        cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        backend: device.name.clone(),
-        threads: device.threads,
-        head: plan.head.clone(),
-        vocab_size: plan.vocab_size,
-        hidden_size: plan.hidden_size,
+        about: About::new(setup, device),
         weight_bytes: subjects.iter().map(Subject::weight_bytes).collect(),
     };
     print(&serde_json::to_string(&ready).expect("it is JSON"))?;
@@ -33,13 +24,13 @@ pub fn serve(plan: &BenchPlan, device: &Device) -> std::result::Result<bool, Fai
             problem: format!("cannot be read: {e}"),
             fix: "write lines of text".into(),
         })?;
-        let answer = answer(plan, &mut subjects, &line)?;
+        let answer = answer(setup, &mut subjects, &line)?;
         print(&answer.to_string())?;
     }
     Ok(true)
 }
 
-fn answer(plan: &BenchPlan, subjects: &mut [Subject<'_>], line: &str) -> Result<Value> {
+fn answer(setup: &BenchSetup, subjects: &mut [Subject<'_>], line: &str) -> Result<Value> {
     let wrong = || {
         let wanted = "lines such as `bf16 read`, `bf16 arithmetic` or `bf16 matmul 28`";
         refused("--on-demand", wanted, line, "write one of those")
@@ -47,7 +38,7 @@ fn answer(plan: &BenchPlan, subjects: &mut [Subject<'_>], line: &str) -> Result<
     let words: Vec<&str> = line.split_whitespace().collect();
     let Some(kind) = words.first() else { return Err(wrong()) };
     let kind = HeadType::parse(kind)?;
-    let Some(subject) = plan.types.iter().position(|held| *held == kind).map(|at| &mut subjects[at]) else {
+    let Some(subject) = setup.types.iter().position(|held| *held == kind).map(|at| &mut subjects[at]) else {
         let fix = "name the type there, too";
         return Err(refused("--on-demand", "a type of --dtypes", &kind.name(), fix));
     };
@@ -58,7 +49,7 @@ fn answer(plan: &BenchPlan, subjects: &mut [Subject<'_>], line: &str) -> Result<
             let stage = Stage::parse(stage)?;
             let held = |wanted: &str, got: &str| refused("--on-demand", wanted, got, "name it there, too");
             // Memory was allocated only for the stages that the options name.
-            if !plan.stages.contains(&stage) {
+            if !setup.stages.contains(&stage) {
                 return Err(held("a stage of --stages", &stage.name()));
             }
             let most = subject.most_rows();

@@ -1,7 +1,7 @@
 //! Progress of `lmhead bench`, which can take minutes, on a terminal: a line for each case that has been
 //! timed, and below them a progress bar of the present head. Elsewhere standard error stays empty.
 
-use super::BenchPlan;
+use super::BenchSetup;
 use super::report::RowsReport;
 use crate::input::progress_bar_like;
 use indicatif::ProgressBar;
@@ -13,9 +13,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn new(plan: &BenchPlan, head: &str) -> Self {
+    pub fn new(setup: &BenchSetup, head: &str) -> Self {
         let bar = progress_bar_like("{msg} {wide_bar} {pos}/{len} repetitions, {eta} left", head);
-        bar.set_length((plan.rows.len() * plan.reps) as u64);
+        bar.set_length((setup.rows.len() * setup.reps) as u64);
         Progress { bar, head: head.into() }
     }
 

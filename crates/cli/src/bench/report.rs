@@ -1,22 +1,56 @@
 //! The report of `lmhead bench`: tables for the terminal, the same as JSON.
 
-use crate::report::{bytes, micros};
+use super::{BenchSetup, Device};
+use crate::report::{bytes, command, micros};
 use crate::terminal;
+use lmhead::doctor::machine_name;
 use serde::Serialize;
 use std::path::Path;
 
+/// What is timed, and where.
+#[derive(Serialize)]
+pub struct About {
+    /// Version of lmhead.
+    version: &'static str,
+    command: String,
+    machine: String,
+    cpus: usize,
+    backend: String,
+    threads: usize,
+    head: String,
+    vocab_size: usize,
+    hidden_size: usize,
+}
+
+impl About {
+    pub fn new(setup: &BenchSetup, device: &Device) -> Self {
+        About {
+            version: env!("CARGO_PKG_VERSION"),
+            command: command(),
+            machine: machine_name(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            backend: device.name.clone(),
+            threads: device.threads,
+            head: setup.head.clone(),
+            vocab_size: setup.vocab_size,
+            hidden_size: setup.hidden_size,
+        }
+    }
+}
+
+/// The first line of --on-demand, before any question.
+#[derive(Serialize)]
+pub struct Ready {
+    #[serde(flatten)]
+    pub about: About,
+    /// Bytes of weights for each type, in the order of --dtypes.
+    pub weight_bytes: Vec<usize>,
+}
+
 #[derive(Serialize)]
 pub struct BenchReport {
-    /// Version of lmhead.
-    pub version: &'static str,
-    pub command: String,
-    pub machine: String,
-    pub cpus: usize,
-    pub backend: String,
-    pub threads: usize,
-    pub head: String,
-    pub vocab_size: usize,
-    pub hidden_size: usize,
+    #[serde(flatten)]
+    pub about: About,
     pub seed: u64,
     /// Repetitions of every timing.
     pub reps: usize,
@@ -83,7 +117,7 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// Of at least one value.
+    /// Summarises at least one value.
     pub fn of(values: impl Iterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = values.collect();
         sorted.sort_by(f64::total_cmp);
@@ -113,9 +147,10 @@ impl RowsReport {
 impl BenchReport {
     /// A table for each type of weights.
     pub fn text(&self, written: Option<&Path>) -> String {
+        let about = &self.about;
         let mut lines = vec![format!(
             "{}: {} x {}; {} on {} threads; {}",
-            self.head, self.vocab_size, self.hidden_size, self.backend, self.threads, self.machine
+            about.head, about.vocab_size, about.hidden_size, about.backend, about.threads, about.machine
         )];
         for head in &self.heads {
             lines.push(format!(

@@ -1,6 +1,6 @@
 //! The head that is timed: its weights, synthetic rows, and the timed calls.
 
-use super::{BenchPlan, Device, HeadType, Stage};
+use super::{BenchSetup, Device, HeadType, Stage};
 use crate::input::progress_bar;
 use lmhead::backend::HeadTypes;
 use lmhead::backend::{Job, LoadedShard, LogitsOut, On, Out, Status};
@@ -63,24 +63,24 @@ pub struct Parts {
 }
 
 impl<'a> Subject<'a> {
-    pub fn new(plan: &BenchPlan, device: &'a Device, kind: HeadType) -> Result<Self> {
+    pub fn new(setup: &BenchSetup, device: &'a Device, kind: HeadType) -> Result<Self> {
         let (dtype, quantization) = kind.parts();
-        let config = config(plan, kind)?;
+        let config = config(setup, kind)?;
         let make = |vocab_size, hidden_size, progress: Option<lmhead::weights::Progress<'_>>| {
             let spec = Spec { vocab_size, hidden_size, dtype };
-            synthetic::shard(&spec, plan.seed, 0..vocab_size, quantization, progress)
+            synthetic::shard(&spec, setup.seed, 0..vocab_size, quantization, progress)
         };
-        let most_rows = plan.rows.iter().copied().max().unwrap_or(1);
-        let hidden = zeroed_bytes(most_rows, plan.hidden_size * dtype.size())?;
+        let most_rows = setup.rows.iter().copied().max().unwrap_or(1);
+        let hidden = zeroed_bytes(most_rows, setup.hidden_size * dtype.size())?;
         let writes =
-            plan.stages.iter().any(|s| matches!(s, Stage::Matmul | Stage::Epilogue | Stage::Softcap));
-        let logits = zeroed_bytes(if writes { most_rows } else { 1 }, plan.vocab_size * 4)?;
+            setup.stages.iter().any(|s| matches!(s, Stage::Matmul | Stage::Epilogue | Stage::Softcap));
+        let logits = zeroed_bytes(if writes { most_rows } else { 1 }, setup.vocab_size * 4)?;
         let bar = progress_bar(&format!("making the {} head", kind.name()));
         let progress = |done, total| {
             bar.set_length(total);
             bar.set_position(done);
         };
-        let shard = Arc::new(make(plan.vocab_size, plan.hidden_size, Some(&progress))?);
+        let shard = Arc::new(make(setup.vocab_size, setup.hidden_size, Some(&progress))?);
         bar.finish_and_clear();
 
         let exchange = local::group(1).pop().expect("a group of one has a member");
@@ -92,15 +92,15 @@ impl<'a> Subject<'a> {
             Arc::clone(&device.backend),
         )?;
         let rows = 0..most_rows as u64;
-        let row = |hidden, row| synthetic::hidden_row(plan.seed, row, hidden, dtype);
+        let row = |hidden, row| synthetic::hidden_row(setup.seed, row, hidden, dtype);
         let load = |shard: &Arc<HeadShard>| device.backend.load(shard, dtype);
         let mut subject = Subject {
             device,
             kind,
             head,
             loaded: load(&shard)?,
-            one_id: load(&Arc::new(make(1, plan.hidden_size, None)?))?,
-            one_column: load(&Arc::new(make(plan.vocab_size, 1, None)?))?,
+            one_id: load(&Arc::new(make(1, setup.hidden_size, None)?))?,
+            one_column: load(&Arc::new(make(setup.vocab_size, 1, None)?))?,
             shard,
             hidden_dtype: dtype,
             hidden,
@@ -109,8 +109,8 @@ impl<'a> Subject<'a> {
             logits,
             status: vec![0; most_rows],
         };
-        for (to, i) in subject.hidden.chunks_exact_mut(plan.hidden_size * dtype.size()).zip(rows) {
-            to.copy_from_slice(&row(plan.hidden_size, i));
+        for (to, i) in subject.hidden.chunks_exact_mut(setup.hidden_size * dtype.size()).zip(rows) {
+            to.copy_from_slice(&row(setup.hidden_size, i));
         }
         Ok(subject)
     }
@@ -200,12 +200,12 @@ impl<'a> Subject<'a> {
 }
 
 /// The head's configuration, or why no such head can exist.
-pub fn config(plan: &BenchPlan, kind: HeadType) -> Result<HeadConfig> {
+pub fn config(setup: &BenchSetup, kind: HeadType) -> Result<HeadConfig> {
     let (dtype, quantization) = kind.parts();
-    let mut config = HeadConfig::new(plan.vocab_size, plan.hidden_size);
+    let mut config = HeadConfig::new(setup.vocab_size, setup.hidden_size);
     config.quantization = quantization;
     config.hidden_dtype = Some(dtype);
-    config.final_logit_softcapping = plan.softcap;
+    config.final_logit_softcapping = setup.softcap;
     config.validate()?;
     Ok(config)
 }

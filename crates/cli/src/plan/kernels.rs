@@ -52,14 +52,14 @@ pub struct Candidate {
     pub kernel: &'static str,
     pub stages: usize,
     pub blocks: u32,
-    /// Ids of each tile of the last wave, where it is cut.
+    /// Ids of each tile of the last wave, if that is cut.
     pub tail_ids: Option<u32>,
     pub blocks_of_one_sm: u64,
     pub blocks_per_sm: u64,
     pub in_flight: u64,
     /// Bytes of weights read by the whole device.
     pub weight_bytes: u64,
-    /// Of the SM with most blocks, as the next three.
+    /// On the busiest SM, like the next two.
     pub l2_bytes: u64,
     pub shared_bytes: u64,
     pub products: u64,
@@ -73,7 +73,7 @@ pub struct Clocks {
     pub shared: f64,
     pub tensor: f64,
     pub last_wave: f64,
-    pub tail: f64,
+    pub fill_drain: f64,
     pub total: f64,
 }
 
@@ -109,18 +109,28 @@ impl Kernels {
 
     /// The table in the terminal.
     pub fn table(&self) -> String {
-        let titles =
-            ["tile", "blocks", "in flight", "memory", "L2", "shared", "tensor", "last wave", "tail", "all"];
+        let titles = [
+            "tile",
+            "blocks",
+            "in flight",
+            "memory",
+            "L2",
+            "shared",
+            "tensor",
+            "last wave",
+            "fill, drain",
+            "all",
+        ];
         let mut table = terminal::table(titles, &[]);
         for candidate in &self.candidates {
-            let Clocks { memory, l2, shared, tensor, last_wave, tail, total } = candidate.clocks;
+            let Clocks { memory, l2, shared, tensor, last_wave, fill_drain, total } = candidate.clocks;
             let mut cells = vec![
                 format!("{} x {}", candidate.tile(), candidate.stages),
                 candidate.blocks.to_string(),
                 bytes(candidate.in_flight),
             ];
             cells.extend(
-                [memory, l2, shared, tensor, last_wave, tail, total]
+                [memory, l2, shared, tensor, last_wave, fill_drain, total]
                     .map(|clocks| format!("{:.1}", clocks / 1e3)),
             );
             table.add_row(cells);
@@ -164,7 +174,7 @@ impl Candidate {
     }
 
     fn of(plan: &Plan, cost: &Cost) -> Self {
-        let lmhead::plan::Clocks { memory, l2, shared, tensor, last_wave, tail } = cost.clocks;
+        let lmhead::plan::Clocks { memory, l2, shared, tensor, last_wave, fill_drain } = cost.clocks;
         Candidate {
             kernel: plan.tile.kernel,
             stages: plan.stages,
@@ -177,7 +187,7 @@ impl Candidate {
             l2_bytes: cost.l2_bytes,
             shared_bytes: cost.shared_bytes,
             products: cost.products,
-            clocks: Clocks { memory, l2, shared, tensor, last_wave, tail, total: cost.clocks.total() },
+            clocks: Clocks { memory, l2, shared, tensor, last_wave, fill_drain, total: cost.clocks.total() },
         }
     }
 }

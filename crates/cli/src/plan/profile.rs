@@ -3,7 +3,7 @@
 
 use crate::args;
 use crate::report::micros;
-use crate::{terminal, values};
+use crate::{terminal, values, with_option_names};
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::cost::{CostModel, StepShape};
 use lmhead::dtype::DType;
@@ -177,7 +177,7 @@ impl Profile {
         config.hidden_dtype = Some(step.weights);
         let float = values::float("logits_dtype", "use one of those");
         let logits_dtype = step.logits_dtype.as_deref().map(float).transpose()?;
-        let request = args::request(&step.request, logits_dtype, false)?;
+        let request = args::request(step.request.parse().map_err(with_option_names)?, logits_dtype, false)?;
         request.check(step.vocab_size)?;
         let group = HeadGroup::data_parallel(step.ranks, 0)?;
         let counts = vec![step.rows_per_rank; step.ranks];

@@ -112,7 +112,7 @@ pub struct Costs {
 #[derive(Serialize)]
 pub struct SizeCost {
     pub lmhead_tp_size: usize,
-    /// Of the largest shard.
+    /// Bytes of the largest shard.
     pub shard_bytes: u64,
     /// Collectives in a step of each kind; each takes the machine's latency.
     pub collectives: Collectives,

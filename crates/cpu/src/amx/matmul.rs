@@ -3,11 +3,11 @@
 //! Up to 16 rows are computed in blocks of 64 ids x 16 rows: a tile of rows is loaded once for four tiles of
 //! weights. More rows take blocks of 32 ids x 32 rows, two tiles of each, with one load per instruction.
 //!
-//! Both go over k in pieces. Up to 32 rows, the sums stay in their tiles for the whole of k, and a piece only
-//! decides how far ahead weights are prefetched. With more rows, all rows are multiplied with a piece of 32
-//! weight rows before the next piece, while that piece is in the caches; the sums of the other rows wait in
-//! memory. Rows that do not fit the L2 cache are read from beyond it in each call. Then a call takes several
-//! blocks of the vocabulary, and with each piece of k goes over all of their ids.
+//! Both go over k in blocks, k-blocks. Up to 32 rows, the sums stay in their tiles for the whole of k, and a
+//! k-block only decides how far ahead weights are prefetched. With more rows, all rows are multiplied with a
+//! k-block of 32 weight rows before the next k-block, while that k-block is in the caches; the sums of the
+//! other rows wait in memory. Rows that do not fit the L2 cache are read from beyond it in each call. Then a
+//! call takes several blocks of the vocabulary, and with each k-block goes over all of their ids.
 
 use super::{Line, PackedTiles, STEP, Shape, TILE, TILE_BYTES, Tiles};
 use crate::BLOCK;
@@ -16,7 +16,7 @@ use bytemuck::{Zeroable, cast_slice, cast_slice_mut};
 
 /// How weights are stored, and what they are multiplied as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum AmxOperands {
     Bf16,
     /// int8 weights with rows that were quantised.
     Int8,
@@ -25,10 +25,10 @@ pub(crate) enum Kind {
     E4m3ToBf16,
 }
 
-impl Kind {
+impl AmxOperands {
     /// Whether weights are widened into a panel of bf16 before they are loaded into tiles.
     fn widens(self) -> bool {
-        matches!(self, Kind::Int8ToBf16 | Kind::E4m3ToBf16)
+        matches!(self, AmxOperands::Int8ToBf16 | AmxOperands::E4m3ToBf16)
     }
 
     /// Stored bytes of a weight row that one step of k takes.
@@ -42,12 +42,12 @@ impl Kind {
 struct Form {
     id_tiles: usize,
     row_tiles: usize,
-    /// Steps of k in a piece. An even number; a piece of widened weights is 32 KiB.
-    piece: usize,
+    /// Steps of k in a k-block. An even number; a k-block of widened weights is 32 KiB.
+    k_block: usize,
 }
 
-const FEW_ROWS: Form = Form { id_tiles: 4, row_tiles: 1, piece: 8 };
-const MORE_ROWS: Form = Form { id_tiles: 2, row_tiles: 2, piece: 16 };
+const FEW_ROWS: Form = Form { id_tiles: 4, row_tiles: 1, k_block: 8 };
+const MORE_ROWS: Form = Form { id_tiles: 2, row_tiles: 2, k_block: 16 };
 
 impl Form {
     fn of(row_tiles: usize) -> Form {
@@ -59,9 +59,9 @@ impl Form {
         self.id_tiles * TILE
     }
 
-    /// Lines of a piece of widened weights.
+    /// Lines of a k-block of widened weights.
     fn panel(self) -> usize {
-        self.piece * self.ids()
+        self.k_block * self.ids()
     }
 }
 
@@ -77,16 +77,16 @@ pub(crate) fn blocks_at_once(rows: usize) -> usize {
 /// Memory of one thread, reused from call to call: 32 KiB of widened weights, and 256 bytes of sums for each
 /// row and block of a call.
 #[derive(Debug, Default)]
-pub(crate) struct Scratch {
+pub(crate) struct AmxScratch {
     /// `[groups of ids, sets of rows, 4 tiles, 16 ids]`, each line 16 rows.
     sums: Vec<Line>,
-    /// Widened weights `[steps of a piece, ids of a block]`, each line 32 bf16.
+    /// Widened weights `[steps of a k-block, ids of a block]`, each line 32 bf16.
     panel: Vec<Line>,
     /// `[ids of a block]`: the end of weight rows, behind their whole steps, padded with zeros.
     tail: Vec<Line>,
 }
 
-impl Scratch {
+impl AmxScratch {
     /// Makes room for calls with up to `rows` rows.
     pub fn reserve(&mut self, rows: usize) {
         let form = Form::of(rows.div_ceil(TILE));
@@ -107,7 +107,7 @@ impl Scratch {
 /// The matmul `logits[r * BLOCK + v] = rows[r] · weights[v]`, for every packed row and the first `ids` rows
 /// of `weights`; logits of several blocks lie block after block.
 pub(crate) struct TileMatmul<'a> {
-    pub kind: Kind,
+    pub kind: AmxOperands,
     pub rows: &'a PackedTiles,
     /// `[ids, row_bytes]`, and the weights that follow them in memory, which are prefetched.
     pub weights: &'a [u8],
@@ -116,7 +116,7 @@ pub(crate) struct TileMatmul<'a> {
     pub ids: usize,
     /// `[blocks, rows, BLOCK]`
     pub logits: &'a mut [f32],
-    pub scratch: &'a mut Scratch,
+    pub scratch: &'a mut AmxScratch,
 }
 
 impl TileMatmul<'_> {
@@ -131,8 +131,8 @@ impl TileMatmul<'_> {
         let steps = self.row_bytes.div_ceil(self.kind.step());
         assert_eq!(self.rows.steps(), steps, "rows packed for such weights");
         self.scratch.reserve(self.rows.rows());
-        let (exact, shape) = (self.kind == Kind::Int8, self.shape());
-        let Scratch { sums, panel, tail } = &mut *self.scratch;
+        let (exact, shape) = (self.kind == AmxOperands::Int8, self.shape());
+        let AmxScratch { sums, panel, tail } = &mut *self.scratch;
         let walk = Walk {
             kind: self.kind,
             rows: self.rows,
@@ -159,7 +159,7 @@ impl TileMatmul<'_> {
 
 /// The walk over the blocks of a call.
 struct Walk<'a> {
-    kind: Kind,
+    kind: AmxOperands,
     rows: &'a PackedTiles,
     weights: &'a [u8],
     row_bytes: usize,
@@ -185,38 +185,38 @@ impl Walk<'_> {
         ((group * self.form.id_tiles + i) * TILE).min(self.ids - self.shape.ids)
     }
 
-    /// The group and the piece of k of work item `item`. Where sums stay in their tiles, it is group after
-    /// group; otherwise piece after piece, each for all groups, so that the rows' part of the piece stays in
-    /// a cache.
+    /// The group and the k-block of work item `item`. Where sums stay in their tiles, it is group after
+    /// group; otherwise k-block after k-block, each for all groups, so that the rows' part of the k-block
+    /// stays in a cache.
     fn item(&self, item: usize) -> (usize, usize) {
-        let pieces = self.rows.steps().div_ceil(self.form.piece);
+        let k_blocks = self.rows.steps().div_ceil(self.form.k_block);
         if self.sets() == 1 {
-            (item / pieces, item % pieces)
+            (item / k_blocks, item % k_blocks)
         } else {
             (item % self.groups(), item / self.groups())
         }
     }
 
-    /// The byte of `weights` where work item `item` begins: its piece of its group's first weight row. For
+    /// The byte of `weights` where work item `item` begins: its k-block of its group's first weight row. For
     /// the item behind the last one, where the ids of the next call begin.
     fn start(&self, item: usize) -> usize {
-        let pieces = self.rows.steps().div_ceil(self.form.piece);
-        if item == pieces * self.groups() {
+        let k_blocks = self.rows.steps().div_ceil(self.form.k_block);
+        if item == k_blocks * self.groups() {
             return self.ids * self.row_bytes;
         }
-        let (group, piece) = self.item(item);
-        self.first_id(group, 0) * self.row_bytes + piece * self.form.piece * self.kind.step()
+        let (group, k_block) = self.item(item);
+        self.first_id(group, 0) * self.row_bytes + k_block * self.form.k_block * self.kind.step()
     }
 
     fn run<T: Tiles, D: Dot>(&self, sums: &mut [Line], panel: &mut [Line], tail: &mut [Line]) {
         let Walk { rows, row_bytes, shape, form, .. } = *self;
-        let (groups, sets, pieces) = (self.groups(), self.sets(), rows.steps().div_ceil(form.piece));
+        let (groups, sets, k_blocks) = (self.groups(), self.sets(), rows.steps().div_ceil(form.k_block));
         let sums: &mut [u8] = cast_slice_mut(sums);
         let mut tiles = T::configure(shape);
-        for item in 0..groups * pieces {
-            let (group, piece) = self.item(item);
-            let first = piece * form.piece;
-            let steps = form.piece.min(rows.steps() - first);
+        for item in 0..groups * k_blocks {
+            let (group, k_block) = self.item(item);
+            let first = k_block * form.k_block;
+            let steps = form.k_block.min(rows.steps() - first);
             let next = self.start(item + 1);
             // Whole steps are read from the weights, a partial last one from `tail`. The panel of widened
             // weights is padded already.
@@ -232,7 +232,7 @@ impl Walk<'_> {
             let w = self.weights_of(group, first, panel);
             for set in 0..sets {
                 let at = (group * sets + set) * BLOCK_SUMS * STEP;
-                if piece == 0 {
+                if k_block == 0 {
                     clear(&mut tiles);
                 } else if sets > 1 {
                     load(&mut tiles, sums, at);
@@ -248,7 +248,7 @@ impl Walk<'_> {
                     let w = Operand::lines(tail, 0);
                     multiply(&mut tiles, &w, &self.rows_of(set, first + whole), 1, Ahead::default());
                 }
-                if sets > 1 || piece + 1 == pieces {
+                if sets > 1 || k_block + 1 == k_blocks {
                     store(&tiles, sums, at);
                 }
             }
@@ -296,7 +296,7 @@ impl Walk<'_> {
         for i in 0..self.form.id_tiles {
             for row in 0..self.shape.ids {
                 let line = self.weights.as_ptr().wrapping_add(next + (i * TILE + row) * self.row_bytes);
-                for at in (0..self.form.piece * step).step_by(STEP) {
+                for at in (0..self.form.k_block * step).step_by(STEP) {
                     prefetch(line.wrapping_add(at));
                 }
                 let from = (self.first_id(group, i) + row) * self.row_bytes;
@@ -304,7 +304,7 @@ impl Walk<'_> {
                 let bytes = &self.weights[from + bytes.start..from + bytes.end];
                 let panel = &mut panel[i * TILE + row..];
                 match self.kind {
-                    Kind::E4m3ToBf16 => T::widen_e4m3(bytes, panel, 2 * ids),
+                    AmxOperands::E4m3ToBf16 => T::widen_e4m3(bytes, panel, 2 * ids),
                     _ => T::widen_i8(bytes, panel, 2 * ids),
                 }
             }
@@ -475,7 +475,7 @@ fn store<T: Tiles>(tiles: &T, sums: &mut [u8], at: usize) {
 /// Transposes sums `[ids, rows]`, tile by tile, to logits `[blocks, rows, BLOCK]`.
 struct Deliver<'c, 'a> {
     walk: &'c Walk<'a>,
-    /// [`Scratch::sums`]
+    /// [`AmxScratch::sums`]
     sums: &'c [Line],
     /// Whether the sums are int32.
     exact: bool,

@@ -6,7 +6,7 @@ use bytemuck::{Zeroable, cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 /// Steps of k that one task packs.
-const PIECE: usize = 32;
+const K_BLOCK: usize = 32;
 
 /// Packed rows: tile after tile of 16 rows, in each tile step after step of 64 bytes of k, in each step 16
 /// times four bytes (two bf16, four int8) of every row. Fewer than 16 rows are one tile with the next power
@@ -72,12 +72,12 @@ impl PackedTiles {
         let quads = self.tiles() * steps * tile_rows;
         let tiles = self.quads[..quads].par_chunks_mut((steps * tile_rows).max(1));
         tiles.enumerate().for_each(|(tile, quads)| {
-            quads.par_chunks_mut(PIECE * tile_rows).enumerate().for_each(|(piece, quads)| {
+            quads.par_chunks_mut(K_BLOCK * tile_rows).enumerate().for_each(|(k_block, quads)| {
                 let words: &mut [[u8; 4]] = cast_slice_mut(quads);
                 for r in 0..tile_rows {
                     let of = tile * tile_rows + r;
                     let bytes: &[u8] =
-                        if of < rows { &row(of)[piece * PIECE * STEP..row_bytes] } else { &[] };
+                        if of < rows { &row(of)[k_block * K_BLOCK * STEP..row_bytes] } else { &[] };
                     let (whole, rest) = bytes.as_chunks::<4>();
                     let mut places = words[r..].iter_mut().step_by(tile_rows);
                     for (word, place) in whole.iter().zip(places.by_ref()) {
@@ -85,7 +85,7 @@ impl PackedTiles {
                     }
                     let mut last = [0; 4];
                     last[..rest.len()].copy_from_slice(rest);
-                    // Only a row's last piece, and padding beyond the rows, has places left: they get the
+                    // Only a row's last k-block, and padding beyond the rows, has places left: they get the
                     // rest of the row, then zeros.
                     for (i, place) in places.enumerate() {
                         *place = if i == 0 { last } else { [0; 4] };

@@ -1,8 +1,10 @@
 //! Compares the matmul by tiles with sums written out, for shapes of every form and tails of every kind.
 
 use super::emulated::Emulated;
-use super::{Kind, Line, PackedTiles, STEP, Scratch, Shape, TILE_BYTES, TileMatmul, Tiles, rounding};
-use crate::{BLOCK, Format, Isa, PackedRows, RowType, Rows, Weights, e4m3};
+use super::{
+    AmxOperands, AmxScratch, Line, PackedTiles, STEP, Shape, TILE_BYTES, TileMatmul, Tiles, rounding,
+};
+use crate::{BLOCK, Format, HiddenRowsRef, Isa, PackedRows, RowType, Weights, e4m3};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -47,7 +49,7 @@ impl Data {
 /// Weights and rows as they are stored.
 #[derive(Debug)]
 struct Case {
-    kind: Kind,
+    kind: AmxOperands,
     rows: usize,
     hidden: usize,
     ids: usize,
@@ -58,7 +60,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(kind: Kind, rows: usize, hidden: usize, ids: usize, data: Data, seed: u64) -> Case {
+    fn new(kind: AmxOperands, rows: usize, hidden: usize, ids: usize, data: Data, seed: u64) -> Case {
         let mut numbers = Numbers(seed);
         let of_bf16 = |numbers: &mut Numbers, count: usize| -> Vec<u8> {
             (0..count).flat_map(|_| data.bf16(numbers).to_le_bytes()).collect()
@@ -67,15 +69,15 @@ impl Case {
             (0..count).map(|_| numbers.next() as u8).collect()
         };
         let row = |numbers: &mut Numbers| match kind {
-            Kind::Int8 => of_bytes(numbers, hidden),
+            AmxOperands::Int8 => of_bytes(numbers, hidden),
             _ => of_bf16(numbers, hidden),
         };
         let x = (0..rows).map(|_| row(&mut numbers)).collect();
         let mut w = match kind {
-            Kind::Bf16 => of_bf16(&mut numbers, ids * hidden),
+            AmxOperands::Bf16 => of_bf16(&mut numbers, ids * hidden),
             _ => of_bytes(&mut numbers, ids * hidden),
         };
-        if kind == Kind::E4m3ToBf16 && data != Data::Any {
+        if kind == AmxOperands::E4m3ToBf16 && data != Data::Any {
             // Two in 256 random codes are NaN, and would make nearly every logit NaN.
             w.iter_mut().filter(|code| e4m3::is_nan(**code)).for_each(|code| *code ^= 1);
         }
@@ -85,14 +87,14 @@ impl Case {
     /// Bytes of a row and of a weight row.
     fn row_bytes(&self) -> (usize, usize) {
         match self.kind {
-            Kind::Int8 => (self.hidden, self.hidden),
-            Kind::Bf16 => (2 * self.hidden, 2 * self.hidden),
-            Kind::Int8ToBf16 | Kind::E4m3ToBf16 => (2 * self.hidden, self.hidden),
+            AmxOperands::Int8 => (self.hidden, self.hidden),
+            AmxOperands::Bf16 => (2 * self.hidden, 2 * self.hidden),
+            AmxOperands::Int8ToBf16 | AmxOperands::E4m3ToBf16 => (2 * self.hidden, self.hidden),
         }
     }
 
     /// The bits of the logits of these rows, `[rows, ids]`; all NaN are made equal.
-    fn logits<T: Tiles>(&self, rows: &[usize], scratch: &mut Scratch) -> Vec<u32> {
+    fn logits<T: Tiles>(&self, rows: &[usize], scratch: &mut AmxScratch) -> Vec<u32> {
         let (row_bytes, weight_bytes) = self.row_bytes();
         let mut packed = PackedTiles::empty();
         packed.pack(rows.len(), row_bytes, |row| &self.x[rows[row]]);
@@ -112,7 +114,7 @@ impl Case {
 
     fn all<T: Tiles>(&self) -> Vec<u32> {
         let rows: Vec<usize> = (0..self.rows).collect();
-        self.logits::<T>(&rows, &mut Scratch::default())
+        self.logits::<T>(&rows, &mut AmxScratch::default())
     }
 
     /// A row's logits as the manual describes them, one operation after the other.
@@ -121,13 +123,13 @@ impl Case {
         let int8 = |bytes: &[u8], k: usize| bytes[k] as i8;
         let half = |bytes: &[u8], k: usize| f32::from(bf16::from_le_bytes([bytes[2 * k], bytes[2 * k + 1]]));
         let logit = |w: &[u8]| {
-            if self.kind == Kind::Int8 {
+            if self.kind == AmxOperands::Int8 {
                 let sum: i64 = (0..hidden).map(|k| i64::from(int8(x, k)) * i64::from(int8(w, k))).sum();
                 return sum as f32;
             }
             let weight = |k| match self.kind {
-                Kind::Bf16 => half(w, k),
-                Kind::E4m3ToBf16 => e4m3::widen(w[k]),
+                AmxOperands::Bf16 => half(w, k),
+                AmxOperands::E4m3ToBf16 => e4m3::widen(w[k]),
                 _ => f32::from(int8(w, k)),
             };
             let mut sum = 0.0f32;
@@ -159,11 +161,12 @@ fn flushed(value: f32) -> f32 {
     if value.is_subnormal() { 0.0f32.copysign(value) } else { value }
 }
 
-const KINDS: [Kind; 4] = [Kind::Bf16, Kind::Int8, Kind::Int8ToBf16, Kind::E4m3ToBf16];
+const KINDS: [AmxOperands; 4] =
+    [AmxOperands::Bf16, AmxOperands::Int8, AmxOperands::Int8ToBf16, AmxOperands::E4m3ToBf16];
 
 fn cases() -> impl Strategy<Value = Case> {
     let rows = prop_oneof![3 => 1usize..=16, 3 => 17usize..=32, 2 => 33usize..=100];
-    // Steps of 32 or 64 elements; pieces of 8 or 16 steps.
+    // Steps of 32 or 64 elements; k-blocks of 8 or 16 steps.
     let hidden = prop_oneof![2 => 1usize..=130, 2 => 131usize..=700, 1 => (1usize..=24).prop_map(|n| n * 64)];
     let ids = prop_oneof![1 => 1usize..16, 2 => 16usize..=BLOCK];
     let data = prop::sample::select(vec![Data::Usual, Data::Any, Data::Tiny]);
@@ -185,7 +188,7 @@ proptest! {
             prop_assert_eq!(&got[row * case.ids..][..case.ids], case.by_the_word(row), "row {}", row);
         }
         let picks: Vec<usize> = picks.iter().map(|pick| pick.index(case.rows)).collect();
-        let mut scratch = Scratch::default();
+        let mut scratch = AmxScratch::default();
         for rows in [&picks[..], &picks[..1], &picks[..picks.len().min(17)], &picks] {
             let picked = case.logits::<Emulated>(rows, &mut scratch);
             for (i, &row) in rows.iter().enumerate() {
@@ -216,30 +219,30 @@ proptest! {
 #[test]
 fn blocks_at_once_are_the_blocks_one_by_one() {
     for (format, kind) in [
-        (Format::Float, Kind::Bf16),
-        (Format::W8a8, Kind::Int8),
-        (Format::W8a16, Kind::Int8ToBf16),
-        (Format::W8a16, Kind::E4m3ToBf16),
+        (Format::Float, AmxOperands::Bf16),
+        (Format::W8a8, AmxOperands::Int8),
+        (Format::W8a16, AmxOperands::Int8ToBf16),
+        (Format::W8a16, AmxOperands::E4m3ToBf16),
     ] {
         for (rows, hidden, ids) in [(33, 700, 256), (40, 33, 198), (70, 1100, 128), (100, 257, 70)] {
             // Rows are quantised from bf16.
-            let rows_of = if kind == Kind::Int8 { Kind::Int8ToBf16 } else { kind };
+            let rows_of = if kind == AmxOperands::Int8 { AmxOperands::Int8ToBf16 } else { kind };
             let case = Case::new(rows_of, rows, hidden, ids, Data::Usual, ids as u64);
             let mut packed = PackedRows::new(Isa::EmulatedAmx);
             packed.reserve(format, RowType::Bf16, hidden, rows);
-            let all = Rows { dtype: RowType::Bf16, hidden, row: &|row| &case.x[row] };
+            let all = HiddenRowsRef { dtype: RowType::Bf16, hidden, row: &|row| &case.x[row] };
             packed.pack(&all, format, 0..rows);
-            assert_eq!(packed.scales().len(), if kind == Kind::Int8 { rows } else { 0 });
+            assert_eq!(packed.scales().len(), if kind == AmxOperands::Int8 { rows } else { 0 });
             // In memory that is aligned as weights are.
             let halves: Vec<bf16> = bytemuck::pod_collect_to_vec(&case.w);
             let size = case.w.len() / ids / hidden;
             let weights = |from: usize| match kind {
-                Kind::Bf16 => Weights::Bf16(&halves[from..]),
-                Kind::E4m3ToBf16 => Weights::E4m3(&case.w[from..]),
+                AmxOperands::Bf16 => Weights::Bf16(&halves[from..]),
+                AmxOperands::E4m3ToBf16 => Weights::E4m3(&case.w[from..]),
                 _ => Weights::I8(bytemuck::cast_slice(&case.w[from..])),
             };
-            assert_eq!(size, if kind == Kind::Bf16 { 2 } else { 1 });
-            let mut scratch = crate::Scratch::default();
+            assert_eq!(size, if kind == AmxOperands::Bf16 { 2 } else { 1 });
+            let mut scratch = crate::BlockScratch::default();
             let mut got = vec![f32::NAN; ids.div_ceil(BLOCK) * rows * BLOCK];
             packed.multiply(weights(0), ids, &[], &mut got, &mut scratch);
             let mut want = vec![f32::NAN; rows * BLOCK];
@@ -254,7 +257,7 @@ fn blocks_at_once_are_the_blocks_one_by_one() {
     }
 }
 
-/// Shapes that take every path through the blocks: one, two and four tiles; several pieces, whole and
+/// Shapes that take every path through the blocks: one, two and four tiles; several k-blocks, whole and
 /// partial; tails of one byte and of 62.
 fn every_way() -> impl Iterator<Item = Case> {
     let shapes = [
@@ -305,7 +308,7 @@ fn the_assembler_s_instructions_equal_the_emulation() {
     trapped::install();
     let widens = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vbmi");
     for case in every_way() {
-        if widens || matches!(case.kind, Kind::Bf16 | Kind::Int8) {
+        if widens || matches!(case.kind, AmxOperands::Bf16 | AmxOperands::Int8) {
             assert_eq!(case.all::<Hardware>(), case.all::<Emulated>(), "{:?}", case.kind);
             assert!(!trapped::has_tiles(), "tiles are released");
         }

@@ -2,7 +2,7 @@
 
 use super::{GROUP, LINE, Loops, Matmul, Reduce, join};
 use crate::isa::{Arith, Sets, Work, prefetch};
-use crate::lanes::{Chunk, Dot, Kind, Quad};
+use crate::lanes::{Chunk, Dot, Operands, Quad};
 use bytemuck::Zeroable;
 
 /// With one tile, how many bytes ahead each weight row is prefetched; the best by measurement. The hardware
@@ -101,7 +101,7 @@ pub(super) struct Tile<'a, const S: usize, W> {
 }
 
 /// Calls the loop for the size of the tile.
-pub(super) fn tile<const S: usize, const G: usize, K: Kind<S, G>, A: Arith>(
+pub(super) fn tile<const S: usize, const G: usize, K: Operands<S, G>, A: Arith>(
     tile: &mut Tile<'_, S, K::Weight>,
 ) {
     const {
@@ -130,11 +130,11 @@ pub(super) fn tile<const S: usize, const G: usize, K: Kind<S, G>, A: Arith>(
 }
 
 /// A tile of `M` rows and `N` quads of weights.
-struct TileOf<'c, 'a, const S: usize, const G: usize, K: Kind<S, G>, const M: usize, const N: usize>(
+struct TileOf<'c, 'a, const S: usize, const G: usize, K: Operands<S, G>, const M: usize, const N: usize>(
     &'c mut Tile<'a, S, K::Weight>,
 );
 
-impl<const S: usize, const G: usize, K: Kind<S, G>, const M: usize, const N: usize> Work
+impl<const S: usize, const G: usize, K: Operands<S, G>, const M: usize, const N: usize> Work
     for TileOf<'_, '_, S, G, K, M, N>
 {
     type Output = ();

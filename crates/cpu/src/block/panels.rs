@@ -3,7 +3,7 @@
 
 use super::{GROUP, GROUPS, LINE, Loops, Matmul, Reduce, WeightRows};
 use crate::isa::{Arith, Sets, Work, prefetch};
-use crate::lanes::{Chunk, Dot, Kind, Quad};
+use crate::lanes::{Chunk, Dot, Operands, Quad};
 use bytemuck::Zeroable;
 use std::marker::PhantomData;
 
@@ -20,19 +20,19 @@ impl<W: Copy> Matmul<'_, W> {
         let calls = groups * self.rows.tiles().len();
         // Weights in four chunks of k.
         let step = S / self.rows.parts();
-        let mut pieces = self.rows.pieces().peekable();
-        while let Some(piece) = pieces.next() {
-            // While the tiles run over this piece, the next piece of the same weight rows is prefetched;
-            // after the last, the first piece of the next block.
-            let next = pieces.peek().map_or(ids * hidden, |next| next.start / 4 * step);
+        let mut k_blocks = self.rows.k_blocks().peekable();
+        while let Some(k_block) = k_blocks.next() {
+            // While the tiles run over this k-block, the next k-block of the same weight rows is prefetched;
+            // after the last, the first k-block of the next block.
+            let next = k_blocks.peek().map_or(ids * hidden, |next| next.start / 4 * step);
             let mut ahead = Ahead {
                 line: weights.as_ptr().wrapping_add(next).cast(),
                 stride: hidden * size_of::<W>(),
                 rows: (groups * GROUP).div_ceil(calls),
                 left: groups * GROUP,
             };
-            panel.resize(4 * piece.len(), Quad::zeroed());
-            let first = piece.start / 4 * step / S;
+            panel.resize(4 * k_block.len(), Quad::zeroed());
+            let first = k_block.start / 4 * step / S;
             for group in 0..groups {
                 (loops.widen)(&mut Widen {
                     weights: &self.weights,
@@ -44,7 +44,7 @@ impl<W: Copy> Matmul<'_, W> {
                 for (row, tile_rows, rows) in self.rows.runs() {
                     if rows > 0 {
                         (loops.panel)(&mut Tiles {
-                            x: self.rows.piece(&piece, row, rows),
+                            x: self.rows.k_block(&k_block, row, rows),
                             panel: &panel,
                             sums: &mut sums[row..][..rows],
                             tile_rows,
@@ -71,12 +71,12 @@ pub(super) struct Widen<'a, W> {
 }
 
 /// `Widen` for one kind of weights.
-pub(super) struct WidenOf<'c, 'a, const S: usize, const G: usize, K: Kind<S, G>>(
+pub(super) struct WidenOf<'c, 'a, const S: usize, const G: usize, K: Operands<S, G>>(
     pub &'c mut Widen<'a, K::Weight>,
     pub PhantomData<K>,
 );
 
-impl<const S: usize, const G: usize, K: Kind<S, G>> Work for WidenOf<'_, '_, S, G, K> {
+impl<const S: usize, const G: usize, K: Operands<S, G>> Work for WidenOf<'_, '_, S, G, K> {
     type Output = ();
     const SETS: Sets = K::Dot::SETS;
 
@@ -98,7 +98,7 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Work for WidenOf<'_, '_, S, 
 
 /// Widens the steps from `first` on of four weight rows into quad `c` of the `N` of each chunk of a panel.
 #[inline(always)]
-fn widen_rows<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const N: usize>(
+fn widen_rows<const S: usize, const G: usize, K: Operands<S, G>, A: Arith, const N: usize>(
     weights: &WeightRows<'_, K::Weight>,
     id: usize,
     first: usize,
@@ -123,7 +123,7 @@ fn widen_rows<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const N: 
 /// Transposes and widens one step of four weight rows into quad `c` of the `N` of each of its chunks in a
 /// panel.
 #[inline(always)]
-fn widen<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const N: usize>(
+fn widen<const S: usize, const G: usize, K: Operands<S, G>, A: Arith, const N: usize>(
     rows: [&[K::Weight; S]; 4],
     panel: &mut [[[Quad; N]; 4]; G],
     c: usize,
@@ -162,7 +162,7 @@ impl Ahead {
     }
 }
 
-/// Adds the products of rows with the 16 weight rows of a panel, over a piece of k, to the rows' sums; for
+/// Adds the products of rows with the 16 weight rows of a panel, over a k-block, to the rows' sums; for
 /// all tiles of one size. One call takes all of these tiles, since a call for each cost two to four percent.
 pub(super) struct Tiles<'a> {
     /// `[tiles, chunks, rows]`
@@ -178,7 +178,7 @@ pub(super) struct Tiles<'a> {
 /// The loops over panels for a kind: those of its [`Dot`] that prefetch a cache line at every fourth, eighth
 /// or sixteenth chunk (`L`). On AVX-512 they take as many chunks at a time (`C`) where a step of the weights
 /// is whole lines, since a test in the loop costs up to six percent.
-pub(super) fn tiles_of<const S: usize, const G: usize, K: Kind<S, G>, A: Arith>() -> fn(&mut Tiles<'_>) {
+pub(super) fn tiles_of<const S: usize, const G: usize, K: Operands<S, G>, A: Arith>() -> fn(&mut Tiles<'_>) {
     // Chunks of k in a cache line of weights.
     const fn line<const S: usize, const G: usize, W>() -> usize {
         4 * LINE / (S / G * size_of::<W>())
@@ -254,8 +254,8 @@ fn tile<D: Dot, A: Arith, const M: usize, const N: usize, const C: usize, const 
     }
     let steps = x.as_chunks::<C>().0.iter().zip(panel.as_chunks::<N>().0.as_chunks::<C>().0);
     let Ahead { line, stride, rows, .. } = *ahead;
-    // Addresses the last byte, since weights may begin within a cache line: a line that two pieces share has
-    // come with the first of them.
+    // Addresses the last byte, since weights may begin within a cache line: a line that two k-blocks share
+    // has come with the first of them.
     let mut line = line.wrapping_add(LINE - 1);
     for (step, (x, w)) in steps.enumerate() {
         if column == 0 && (step * C).is_multiple_of(L) {

@@ -7,6 +7,7 @@ mod fp8;
 mod golden;
 mod limits;
 mod out_of_order;
+mod peers;
 mod properties;
 mod refused;
 mod seeds;

@@ -147,7 +147,7 @@ fn a_tail_that_no_kernel_takes_is_refused() {
         let plan = Plan { tail: Some(Tail { whole_tiles, ids }), ..plan };
         let error = loaded.launch(&Launch::raw(&plan, &operands)).expect_err("refused");
         let got = format!("got {ids} ids behind {whole_tiles} tiles; ");
-        assert!(error.contains("tail of the plan: wanted pieces") && error.contains(&got), "{error}");
+        assert!(error.contains("tail of the plan: wanted tail tiles") && error.contains(&got), "{error}");
     }
     loaded.launch(&Launch::raw(&good, &operands)).expect("a launch");
 }

@@ -48,7 +48,7 @@ fn copies() {
         (5, "cp.async that outlives its thread", &[Incomplete], 8),
         (6, "a group that was never committed", &[Incomplete], 8),
         (7, "cp.async to an address that is not aligned", &[Misaligned], 8),
-        (8, "cp.async of more than its size", &[Operand], 8),
+        (8, "cp.async reads more bytes than its size", &[Operand], 8),
     ];
     check("broken_copies", rows, plain(broken_copies, 64, 512));
 }
@@ -81,12 +81,12 @@ fn constant_memory_that_is_not() {
         probe.config(|c| c.seed(seed).threads(1 + (seed % 2) as usize)).run()
     };
     let rows: &[Row] = &[
-        (1, "a word by .nc and then a store to it", &[Dependency], 8),
-        (2, "a store and then .nc", &[Dependency], 8),
-        (3, "a word by .nc that another block stores", &[Dependency], 8),
-        (4, "16 bytes by .nc, some of which are stored to", &[Dependency], 8),
+        (1, "a word loaded by .nc and then stored to", &[Dependency], 8),
+        (2, "a word stored and then loaded by .nc", &[Dependency], 8),
+        (3, "a word loaded by .nc that another block stores", &[Dependency], 8),
+        (4, "16 bytes loaded by .nc, some of which are stored to", &[Dependency], 8),
         (5, "a store to half of a word that was loaded by .nc", &[Dependency], 8),
-        (6, "an atomic on it", &[Dependency], 8),
+        (6, "an atomic on a word loaded by .nc", &[Dependency], 8),
     ];
     check("broken_constant", rows, run);
 }
@@ -115,7 +115,7 @@ fn lists_of_candidates_and_histograms() {
         (3, "bins added to before they are cleared", &[Race], 8),
         (4, "bins read while others add to them", &[Race], 8),
         (5, "a sum without an atomic", &[Race], 8),
-        (6, "candidates of a part of a warp", &[Divergence], 8),
+        (6, "candidates offered by only part of a warp", &[Divergence], 8),
         (7, "an atomic at an address that is not aligned", &[Misaligned], 8),
     ];
     check("broken_answers", rows, run);
@@ -136,10 +136,10 @@ fn the_best_alone() {
         }
     };
     let rows: &[Compared] = &[
-        (1, "the highest of the best ids", &[]),
+        (1, "the highest id wins a tie", &[]),
         (2, "all lanes that have the largest value store theirs", &[Race]),
         (3, "the best of a turn stored while another lane's is", &[Race]),
-        (4, "no bar for those that come later", &[]),
+        (4, "the bar not raised for later candidates", &[]),
     ];
     check_compared("broken_replace", rows, run);
 }
@@ -166,8 +166,8 @@ fn counts_and_comparisons_of_capacity_steps() {
     let wrong = (0..8).filter(|seed| !counts(1, *seed).expect("no fault").1).count();
     assert!(wrong > 0, "a number that is counted up before all lanes have read it");
     let rows: &[Row] = &[
-        (2, "the least of a part of a warp", &[Divergence], 8),
-        (3, "another warp's number without a barrier", &[Race], 8),
+        (2, "the least of only part of a warp", &[Divergence], 8),
+        (3, "another warp's number read without a barrier", &[Race], 8),
     ];
     check("broken_capacity", rows, run);
 }
@@ -199,11 +199,11 @@ fn selections_and_lists() {
         (4, "another warp's sum read without a barrier", &[Race], 8),
         (5, "what one thread has found read without a barrier", &[Race], 8),
         (6, "a vote of a part of a warp on what is wanted", &[Divergence], 8),
-        (7, "more keys than there is room for", &[GlobalBounds], 8),
-        (8, "keys to be sorted behind their places", &[SharedBounds, Race], 8),
+        (7, "more keys stored than there is room for", &[GlobalBounds], 8),
+        (8, "keys to be sorted stored beyond their places", &[SharedBounds, Race], 8),
         (9, "a step of a sort without a barrier", &[Race], 8),
         (10, "sorted keys read before the last step has ended", &[Race], 8),
-        (11, "a search behind the end of a list", &[GlobalBounds], 8),
+        (11, "a search beyond the end of a list", &[GlobalBounds], 8),
         (12, "what one warp makes known read without a barrier", &[Race], 8),
     ];
     check("broken_select", rows, run);
@@ -226,8 +226,8 @@ fn cuts_from_histograms_of_shards() {
         Ok(out)
     };
     let rows: &[Row] = &[
-        (1, "a shard's sum by a part of a warp", &[Divergence], 8),
-        (2, "bins behind their places", &[SharedBounds, Race], 8),
+        (1, "a shard's sum of only part of a warp", &[Divergence], 8),
+        (2, "bins stored beyond their places", &[SharedBounds, Race], 8),
         (3, "sums of all shards read without a barrier", &[Race], 8),
     ];
     check("broken_cuts", rows, run);
@@ -276,7 +276,7 @@ fn cuts_and_draws_of_candidates() {
         (3, "bins added to before they are cleared", &[Race], 8),
         (4, "bins read while others add to them", &[Race], 8),
         (5, "what warps have drawn in place of bins that others still read", &[Race], 8),
-        (6, "candidates of a part of a warp", &[Divergence], 8),
+        (6, "candidates offered by only part of a warp", &[Divergence], 8),
     ];
     check("broken_draws", rows, held);
     for (how, what) in [
@@ -431,12 +431,12 @@ fn inputs_in_device_memory() {
         Ok(out)
     };
     let rows: &[Row] = &[
-        (1, "targets beyond the last", &[GlobalBounds], 8),
+        (1, "targets beyond the last read", &[GlobalBounds], 8),
         (2, "a target of 8 bytes at an address that is not aligned", &[Misaligned], 8),
         (3, "an id that is used before it is checked", &[GlobalBounds], 8),
         (4, "what warps say read before all have said it", &[Race], 8),
         (5, "what warps say written over before all have read it", &[Race], 8),
-        (6, "the row of a place that is nobody's", &[GlobalBounds], 8),
+        (6, "the row of an unused place read", &[GlobalBounds], 8),
     ];
     check("broken_inputs", rows, run);
 }

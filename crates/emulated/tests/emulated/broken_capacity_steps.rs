@@ -256,14 +256,14 @@ fn check(how: u32, seed: u64) -> Outcome {
 fn rows_of_a_capacity() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "an index behind the last", &[GlobalBounds]),
-        (3, "a bad index of rows of padding", &[]),
-        (4, "rows as far apart as they were", &[GlobalBounds]),
-        (5, "16 bytes at a time, however they lie", &[Misaligned, GlobalBounds]),
-        (6, "rows of padding left as they were", &[]),
-        (7, "places of bytes in the digest", &[]),
-        (8, "the digest of the first warp", &[]),
-        (9, "a digest without the row's number", &[]),
+        (2, "an index after the last read", &[GlobalBounds]),
+        (3, "rows of padding counted as bad indices", &[]),
+        (4, "rows stored at the source's pitch", &[GlobalBounds]),
+        (5, "16 bytes copied at a time, even if not aligned", &[Misaligned, GlobalBounds]),
+        (6, "rows of padding not written", &[]),
+        (7, "places in the digest counted in bytes, not words", &[]),
+        (8, "only the first warp's digest used", &[]),
+        (9, "the row's number not in the digest", &[]),
     ];
     check_compared("broken_pack_capacity", rows, pack);
 }
@@ -272,15 +272,15 @@ fn rows_of_a_capacity() {
 fn headers_that_are_sent() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "lanes behind the last row", &[GlobalBounds]),
-        (3, "a digest without the adjustments", &[]),
-        (4, "inputs without their places", &[]),
-        (5, "the sums of the first lane", &[]),
-        (6, "a header without the step's number", &[]),
-        (7, "one word of the digest", &[]),
+        (2, "lanes after the last row read, too", &[GlobalBounds]),
+        (3, "the adjustments not in the digest", &[]),
+        (4, "inputs digested without their places", &[]),
+        (5, "only the first lane's sums used", &[]),
+        (6, "the step's number not in the header", &[]),
+        (7, "only one word of the digest stored", &[]),
         // Accesses of one block's threads to global memory are not checked for races.
         (8, "the step's number stored before all lanes have read it", &[]),
-        (9, "a step that is not counted", &[]),
+        (9, "the step not counted", &[]),
     ];
     check_compared("broken_open_capacity", rows, open);
 }
@@ -289,21 +289,21 @@ fn headers_that_are_sent() {
 fn headers_that_are_compared() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "headers close together", &[]),
-        (3, "inputs compared with the first replica's", &[]),
-        (4, "rows and inputs that are not compared", &[]),
-        (5, "the step's number that is not compared", &[]),
-        (6, "more rows than the capacity", &[]),
-        (7, "the last header that differs", &[]),
+        (2, "the pitch of the headers ignored", &[]),
+        (3, "inputs compared with the first replica's, not this replica's", &[]),
+        (4, "rows and inputs not compared", &[]),
+        (5, "the step's number not compared", &[]),
+        (6, "more rows than the capacity accepted", &[]),
+        (7, "the last header that differs kept, not the first", &[]),
         (8, "what warps have found read before all have stored it", &[Race]),
-        (9, "what the own warp has compared", &[]),
-        (10, "rows that another replica's rank told", &[]),
-        (11, "positions of rows of padding", &[]),
-        (12, "replicas side by side", &[]),
-        (13, "the last mismatch in place of the first", &[]),
-        (14, "the own header in place of the other", &[]),
+        (9, "only this warp's comparison used", &[]),
+        (10, "rows taken from another replica's header", &[]),
+        (11, "rows of padding get positions", &[]),
+        (12, "replicas taken to be one after another without gaps", &[]),
+        (13, "the last mismatch kept in place of the first", &[]),
+        (14, "this rank's header stored in place of the other", &[]),
         // As above: a race that only the result shows.
-        (15, "a mismatch stored before all threads know of none", &[]),
+        (15, "a mismatch stored before all threads have read that there is none", &[]),
     ];
     check_compared("broken_check_capacity", rows, check);
 }

@@ -100,7 +100,7 @@ fn params(device: &mut Device) -> CutRowsParams {
         masses: 0,
         known: 0,
         shift: 24,
-        none: 0,
+        reserved: 0,
     }
 }
 
@@ -296,7 +296,7 @@ fn learn(how: u32, seed: u64) -> Outcome {
         masses: masses.into(),
         known: if last { !63 } else { 0 },
         shift,
-        none: 0,
+        reserved: 0,
     };
     before(&mut device, histograms, 0, 0);
     let kernel = emulated_kernel!(broken_learn_cuts: Broken<LearnCutsParams>);
@@ -333,14 +333,14 @@ fn learn(how: u32, seed: u64) -> Outcome {
 fn searches_that_begin() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "threads behind the last row", &[GlobalBounds]),
-        (3, "a search of rows that need none", &[]),
+        (2, "threads after the last row write, too", &[GlobalBounds]),
+        (3, "rows that need no search are searched", &[]),
         (4, "any flag of a status taken for a bad index", &[]),
-        (5, "the maxima of a row side by side", &[]),
-        (6, "a maximum of infinity", &[]),
-        (7, "a maximum of NaN left out", &[]),
-        (8, "a filter of rows that have none", &[]),
-        (9, "filters that shards apply, too", &[]),
+        (5, "maxima read as [rows, shards]", &[]),
+        (6, "a maximum of infinity accepted", &[]),
+        (7, "a maximum of NaN ignored", &[]),
+        (8, "rows without a filter filtered", &[]),
+        (9, "filters kept that the shards have applied already", &[]),
     ];
     check_compared("broken_begin_cuts", rows, begin);
 }
@@ -349,7 +349,7 @@ fn searches_that_begin() {
 fn searches_that_go_on() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "threads behind the last row", &[GlobalBounds]),
+        (2, "threads after the last row write, too", &[GlobalBounds]),
         (3, "the digits that were known before", &[]),
         (4, "the digit that was counted before", &[]),
         (5, "ties of rows that need no search", &[]),
@@ -362,13 +362,13 @@ fn searches_that_go_on() {
 fn searches_that_end() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "threads behind the last row", &[GlobalBounds]),
-        (3, "a search of rows that need none", &[]),
-        (4, "the cut of rows that had no search", &[]),
-        (5, "no ties of the cut", &[]),
-        (6, "more ties than the shard has ids", &[]),
-        (7, "a second search among all logits", &[]),
-        (8, "the first search again", &[]),
+        (2, "threads after the last row write, too", &[GlobalBounds]),
+        (3, "rows that need no search are searched", &[]),
+        (4, "rows without a search get a cut", &[]),
+        (5, "no ties of the cut kept", &[]),
+        (6, "more ties than the shard has ids accepted", &[]),
+        (7, "the second search looks at all logits", &[]),
+        (8, "the first search made again", &[]),
     ];
     check_compared("broken_end_cuts", rows, end);
 }
@@ -377,20 +377,20 @@ fn searches_that_end() {
 fn digits_that_are_learned() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "the histograms of a row side by side", &[]),
-        (3, "the search that another step left", &[]),
-        (4, "masses taken for numbers of ids", &[]),
-        (5, "threads behind the last bin", &[GlobalBounds]),
+        (2, "histograms read as [rows, shards]", &[]),
+        (3, "the first digit continues an older search", &[]),
+        (4, "masses checked as numbers of ids", &[]),
+        (5, "threads after the last bin add, too", &[GlobalBounds]),
         (6, "sums read before all threads have stored theirs", &[Race]),
-        (7, "what the own warp has checked", &[]),
-        (8, "more ids than there are", &[]),
-        (9, "the whole goal in each digit", &[]),
-        (10, "the digit without its place in the key", &[]),
-        (11, "what shards are told of a row side by side", &[]),
-        (12, "damage that is not told", &[]),
-        (13, "ties rounded down", &[]),
-        (14, "masses taken for ties", &[]),
-        (15, "as many ties of each shard", &[]),
+        (7, "only this warp's check used", &[]),
+        (8, "a goal of more ids than there are accepted", &[]),
+        (9, "the whole goal searched again in each digit", &[]),
+        (10, "the digit not shifted to its place in the key", &[]),
+        (11, "results stored as [rows, shards]", &[]),
+        (12, "damage not reported to the shards", &[]),
+        (13, "the number of ties rounded down", &[]),
+        (14, "masses counted as ties", &[]),
+        (15, "every shard keeps the same number of ties", &[]),
     ];
     check_compared("broken_learn_cuts", rows, learn);
 }

@@ -23,7 +23,7 @@ fn flags() {
         (8, "a flag that nobody sets", &[Deadlock], 8),
         (9, "a flag in memory that is only read", &[GlobalBounds], 8),
         (10, "a count in memory that is only read", &[GlobalBounds], 8),
-        (11, "a count behind the end of the memory", &[GlobalBounds], 8),
+        (11, "a count beyond the end of the memory", &[GlobalBounds], 8),
         (12, "an ordinary store clears the flag in the same launch", &[Race], 8),
     ];
     check("broken_flags", rows, run);
@@ -40,22 +40,22 @@ fn bulk_copies_to_several_blocks() {
         Ok(out)
     };
     let rows: &[Row] = &[
-        (1, "a stage that is released to the own block alone", &[Race, Incomplete, Barrier], 8),
+        (1, "a stage that is released to this block alone", &[Race, Incomplete, Barrier], 8),
         (2, "a stage that is released before it was read", &[Race, Incomplete], 8),
-        (3, "pieces for the neighbour alone", &[Transactions, Divergence], 8),
-        (4, "pieces for the own block alone", &[Transactions, Divergence], 8),
-        (5, "a block that the cluster does not have", &[Cluster], 8),
-        (6, "no block", &[Operand], 8),
-        (7, "a block that may not have begun", &[Cluster], 8),
-        (8, "a block that may have ended", &[Cluster], 8),
-        (9, "the same piece from both blocks", &[Incomplete, Race], 8),
-        (10, "expect_tx of the own piece alone", &[Transactions, Incomplete, Race], 8),
+        (3, "pieces copied only to the neighbour", &[Transactions, Divergence], 8),
+        (4, "pieces copied only to this block", &[Transactions, Divergence], 8),
+        (5, "a copy to a block that the cluster does not have", &[Cluster], 8),
+        (6, "a copy to no block", &[Operand], 8),
+        (7, "a copy to a block that may not have begun", &[Cluster], 8),
+        (8, "an arrival at a block that may have ended", &[Cluster], 8),
+        (9, "both blocks copy the same piece", &[Incomplete, Race], 8),
+        (10, "expect_tx counts only this block's piece", &[Transactions, Incomplete, Race], 8),
         (11, "no wait for the stage to be empty", &[Race, Incomplete, Barrier, Transactions], 8),
         (12, "no wait for the stage to be full", &[Race, Incomplete], 8),
-        (13, "of a size that is no multiple of 16", &[Operand], 8),
-        (14, "from an address that is no multiple of 16", &[Misaligned], 8),
-        (15, "beyond the end of an array", &[GlobalBounds], 8),
-        (16, "with another block's barrier", &[Cluster], 8),
+        (13, "a copy of a size that is no multiple of 16", &[Operand], 8),
+        (14, "a copy from an address that is no multiple of 16", &[Misaligned], 8),
+        (15, "a copy beyond the end of an array", &[GlobalBounds], 8),
+        (16, "a copy with another block's barrier", &[Cluster], 8),
     ];
     check("broken_bulk_multicast", rows, run);
 }

@@ -223,10 +223,10 @@ fn candidates(how: u32, seed: u64) -> Outcome {
 fn summaries() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "candidates of a part of a warp", &[Divergence]),
+        (2, "candidates offered by only part of a warp", &[Divergence]),
         (3, "the last part taken for a whole one", &[GlobalBounds]),
-        (4, "ties told by ids of the shard", &[]),
-        (5, "the count of one lane", &[]),
+        (4, "ties decided by ids of the shard, not of the vocabulary", &[]),
+        (5, "only one lane's count used", &[]),
     ];
     check_compared("broken_summary", rows, summarise);
 }
@@ -235,9 +235,9 @@ fn summaries() {
 fn targets_that_are_held() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "threads behind the last target", &[GlobalBounds]),
-        (3, "the first id of the next shard", &[GlobalBounds]),
-        (4, "an id of the vocabulary taken for the shard's", &[]),
+        (2, "threads after the last target write, too", &[GlobalBounds]),
+        (3, "the next shard's first id taken for one's own", &[GlobalBounds]),
+        (4, "a vocabulary id used as an id of the shard", &[]),
     ];
     check_compared("broken_held_targets", rows, targets);
 }
@@ -249,7 +249,7 @@ fn maxima_of_rows() {
         (2, "another warp's maximum without a barrier", &[Race]),
         (3, "the last ids taken for a whole vector", &[GlobalBounds]),
         (4, "negative logits compared by their bits", &[]),
-        (5, "the maximum of a row without an answer", &[]),
+        (5, "a row without an answer gets a maximum", &[]),
     ];
     check_compared("broken_maxima", rows, maxima);
 }
@@ -260,7 +260,7 @@ fn histograms_of_a_digit() {
         (1, "no wait for the kernel before", &[Dependency]),
         (2, "bins added to before they are cleared", &[Race]),
         (3, "bins stored while others add to them", &[Race]),
-        (4, "logits of other digits above", &[]),
+        (4, "logits with other known digits counted", &[]),
     ];
     check_compared("broken_histograms", rows, histograms);
 }
@@ -269,10 +269,10 @@ fn histograms_of_a_digit() {
 fn ties_in_the_order_of_ids() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "one place for the numbers of all rounds", &[Race]),
-        (3, "another warp's number without a barrier", &[Race]),
-        (4, "the ties of a warp's last lane", &[]),
-        (5, "the last tie itself for the id behind it", &[]),
+        (2, "one place for the numbers of all turns", &[Race]),
+        (3, "another warp's number read without a barrier", &[Race]),
+        (4, "only the ties of a warp's last lane counted", &[]),
+        (5, "the last tie's id answered, not the id after it", &[]),
     ];
     check_compared("broken_ties", rows, ties);
 }
@@ -281,9 +281,9 @@ fn ties_in_the_order_of_ids() {
 fn candidates_of_queries() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "candidates of a part of a warp", &[Divergence]),
-        (3, "places without a candidate left as they were", &[]),
-        (4, "a query's places by its number", &[]),
+        (2, "candidates offered by only part of a warp", &[Divergence]),
+        (3, "unused places not written", &[]),
+        (4, "places of a query found by its number", &[]),
     ];
     check_compared("broken_candidates", rows, candidates);
 }

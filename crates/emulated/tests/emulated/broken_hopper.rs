@@ -69,17 +69,17 @@ fn bulk_copies() {
     let rows: &[Row] = &[
         (1, "no wait for the stage to be full", &[Incomplete, Race], 8),
         (2, "no wait for the stage to be empty", &[Race, Barrier, Incomplete], 8),
-        (3, "from an address that is no multiple of 16", &[Misaligned], 8),
-        (4, "of a size that is no multiple of 16", &[Operand], 8),
-        (5, "beyond the end of an array", &[GlobalBounds], 8),
-        (6, "beyond the end of shared memory", &[SharedBounds], 8),
-        (7, "to an address that is no multiple of 16", &[Misaligned], 8),
+        (3, "a copy from an address that is no multiple of 16", &[Misaligned], 8),
+        (4, "a copy of a size that is no multiple of 16", &[Operand], 8),
+        (5, "a copy beyond the end of an array", &[GlobalBounds], 8),
+        (6, "a copy beyond the end of shared memory", &[SharedBounds], 8),
+        (7, "a copy to an address that is no multiple of 16", &[Misaligned], 8),
         (8, "no fence after mbarrier.init", &[Proxy], 8),
         (9, "expect_tx of more bytes than come", &[Transactions], 8),
         (10, "expect_tx of fewer bytes than come", &[Transactions], 8),
         (11, "copies for which nobody waits", &[Incomplete], 8),
         (12, "a stage that is released before it was read", &[Race, Incomplete], 8),
-        (13, "to another block's memory", &[Cluster], 8),
+        (13, "a copy to another block's memory", &[Cluster], 8),
     ];
     check("broken_bulk", rows, run);
 }
@@ -176,10 +176,10 @@ fn clusters() {
         probe.run_with(|_, out: Buffer| (bytes_map(out, 128, 1, 128, 1), bytes_map(out, 128, 1, 128, 1)))
     };
     let rows: &[Row] = &[
-        (1, "another block's memory without a barrier", &[Cluster], 8),
-        (2, "the memory of a block that may have ended", &[Cluster], 8),
-        (3, "a shared::cluster address with an instruction of the own block", &[Cluster], 8),
-        (4, "a block that the cluster does not have", &[Cluster], 8),
+        (1, "another block's memory read without a barrier", &[Cluster], 8),
+        (2, "the memory of a block that may have ended read", &[Cluster], 8),
+        (3, "a shared::cluster address with an instruction for this block's memory", &[Cluster], 8),
+        (4, "an address in a block that the cluster does not have", &[Cluster], 8),
         (5, "barrier.cluster.wait without an arrival", &[Barrier], 8),
         (6, "mbarrier.arrive on another block's barrier", &[Cluster], 8),
         (7, "mbarrier.arrive.expect_tx on another block's barrier", &[Cluster], 8),

@@ -209,18 +209,18 @@ fn place(how: u32, seed: u64) -> Outcome {
 fn lists_that_are_checked() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "one gap in front of all shards", &[]),
-        (3, "messages with a place for every id", &[GlobalBounds]),
-        (4, "messages all as long as the first", &[GlobalBounds]),
-        (5, "rows of the last shard as long as the others'", &[GlobalBounds]),
-        (6, "a candidate of another shard's ids", &[]),
-        (7, "the first list alone", &[]),
-        (8, "a number of candidates that no shard can have sent", &[GlobalBounds]),
-        (9, "as many candidates as there are threads", &[]),
-        (10, "the last candidate compared with what is behind it", &[]),
-        (11, "a tie with the higher id first", &[]),
-        (12, "a status that is known besides", &[]),
-        (13, "the sum of a row without an answer", &[]),
+        (2, "one gap before all shards, not before each", &[]),
+        (3, "messages read with a place for every id", &[GlobalBounds]),
+        (4, "all messages read as long as the first", &[GlobalBounds]),
+        (5, "rows of the last shard read as long as the others'", &[GlobalBounds]),
+        (6, "a candidate with another shard's id accepted", &[]),
+        (7, "only the first list read", &[]),
+        (8, "a number of candidates that no shard can have sent accepted", &[GlobalBounds]),
+        (9, "only as many candidates checked as there are threads", &[]),
+        (10, "the last candidate compared with what follows it", &[]),
+        (11, "a tie with the higher id first accepted", &[]),
+        (12, "the further status ignored", &[]),
+        (13, "a row without an answer gets a sum", &[]),
     ];
     check_compared("broken_finish_lists", rows, finish);
 }
@@ -229,12 +229,12 @@ fn lists_that_are_checked() {
 fn logprobs_of_targets_from_lists() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (14, "what a draw has found of the row", &[]),
-        (15, "counts behind as many places as the longest list has", &[GlobalBounds]),
-        (16, "the count of the first shard", &[]),
-        (17, "targets of the first row", &[]),
-        (18, "a target that is none", &[]),
-        (19, "ranks from 0 on", &[]),
+        (14, "the status of a draw overwritten", &[]),
+        (15, "counts looked for after as many places as the longest list has", &[GlobalBounds]),
+        (16, "only the first shard's count used", &[]),
+        (17, "every row uses the first row's targets", &[]),
+        (18, "'no target' gets an answer", &[]),
+        (19, "ranks counted from 0", &[]),
     ];
     check_compared("broken_lists_logprobs", rows, logprobs);
 }
@@ -244,16 +244,16 @@ fn candidates_in_their_places() {
     let rows: &[Compared] = &[
         // A block of a row without an answer has nothing to do.
         (1, "no wait for the kernel before", &[Dependency, Turn]),
-        (20, "lists of a row without an answer", &[GlobalBounds]),
-        (21, "rows as long as the lists", &[GlobalBounds]),
-        (22, "places without a candidate left as they were", &[]),
-        (23, "the sum of the first shard", &[]),
+        (20, "the lists of a row without an answer placed", &[GlobalBounds]),
+        (21, "rows of the answer taken to be as long as the lists", &[GlobalBounds]),
+        (22, "unused places not written", &[]),
+        (23, "only the first shard's sum used", &[]),
         (24, "the logsumexp read before it is stored", &[Race]),
         (25, "blocks of all lists counted as one list's", &[]),
-        (26, "threads behind the last candidate", &[GlobalBounds]),
+        (26, "threads after the last candidate write, too", &[GlobalBounds]),
         (27, "a tie won by the higher id", &[]),
-        (28, "candidates behind the last place", &[GlobalBounds]),
-        (29, "logits in place of logprobs", &[]),
+        (28, "candidates after the last place stored", &[GlobalBounds]),
+        (29, "logits stored in place of logprobs", &[]),
     ];
     check_compared("broken_place_lists", rows, place);
 }

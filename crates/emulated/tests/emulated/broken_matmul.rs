@@ -290,12 +290,12 @@ fn each_mistake_is_named() {
         (14, "no barrier between the temperature and the store", &[Race]),
         (20, "weights behind the last id", &[GlobalBounds]),
         (21, "the last stage taken for a whole one", &[GlobalBounds]),
-        (24, "a row by a bad index", &[GlobalBounds]),
-        (25, "rows that are not aligned, and were not packed", &[Misaligned]),
-        (40, "logits behind the last id", &[GlobalBounds]),
-        (50, "draws of rows behind the last", &[GlobalBounds]),
+        (24, "a row read by a bad index", &[GlobalBounds]),
+        (25, "rows that are not aligned read without packing", &[Misaligned]),
+        (40, "logits after the last id stored", &[GlobalBounds]),
+        (50, "rows after the last drawn", &[GlobalBounds]),
         (51, "no barrier between the temperature and the draw", &[Race]),
-        (63, "a row's targets taken for the next one's", &[GlobalBounds]),
+        (63, "the next row's targets used", &[GlobalBounds]),
     ];
     for &(how, what, kinds) in rows {
         let offset = usize::from(how == 25);
@@ -312,12 +312,12 @@ fn each_mistake_is_named() {
 fn mistakes_that_no_detector_can_see_give_wrong_logits() {
     for (how, what) in [
         (22, "no zeros behind the end of k"),
-        (23, "a swizzle that is only read"),
-        (27, "sources that do not go on"),
-        (28, "a ring that leaves out its first stage"),
-        (52, "noise of other ids"),
-        (61, "ties told by ids of another shard"),
-        (62, "ids behind the last that are counted"),
+        (23, "a swizzle only when reading"),
+        (27, "sources of copies not advanced"),
+        (28, "the ring skips its first stage"),
+        (52, "noise of other ids used"),
+        (61, "ties decided by ids of another shard"),
+        (62, "ids after the last counted"),
     ] {
         let seen = |seed| match run(how, seed, (0, false, Left::by(how)), 4) {
             Outcome::Right => panic!("{what}, seed {seed}: right logits"),

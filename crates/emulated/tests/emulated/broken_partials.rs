@@ -306,14 +306,14 @@ fn parts_that_are_merged() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
         (2, "what warps have found read before all have stored it", &[Race]),
-        (3, "the best of all warps in no order", &[]),
+        (3, "the best of all warps stored unsorted", &[]),
         (4, "lanes behind the last part", &[GlobalBounds]),
         (5, "rows of the last part as long as the others'", &[GlobalBounds]),
         (6, "a tie won by the higher id", &[]),
-        (7, "words of sums added whatever their digits", &[]),
-        (8, "the sum of a row without an answer", &[]),
+        (7, "words of sums added without comparing their digits", &[]),
+        (8, "a row without an answer gets a sum", &[]),
         (9, "ids that count from the shard's first", &[]),
-        (13, "pieces of the last wave taken for whole tiles", &[]),
+        (13, "tail tiles taken for whole tiles", &[]),
     ];
     check_compared("broken_merge", rows, merge);
 }
@@ -323,10 +323,10 @@ fn answers_from_shards() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
         (2, "what warps have found read before all have stored it", &[Race]),
-        (3, "the best of all warps in no order", &[]),
-        (10, "one gap in front of all shards", &[]),
-        (11, "the status that one lane has seen", &[]),
-        (12, "a candidate of another shard's ids", &[]),
+        (3, "the best of all warps stored unsorted", &[]),
+        (10, "one gap before all shards, not before each", &[]),
+        (11, "only the status that one lane has seen used", &[]),
+        (12, "a candidate with another shard's id accepted", &[]),
     ];
     check_compared("broken_finish", rows, finish);
 }
@@ -336,14 +336,14 @@ fn logprobs_from_shards() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
         (2, "what warps have found read before all have stored it", &[Race]),
-        (7, "words of sums added whatever their digits", &[]),
-        (13, "what a draw has found of the row", &[]),
-        (14, "rows of as many logprobs as there are candidates", &[GlobalBounds]),
-        (15, "logits in place of logprobs", &[]),
-        (16, "targets of the first row", &[]),
-        (17, "counts of the first row", &[]),
-        (18, "a target that is none", &[]),
-        (19, "ranks from 0 on", &[]),
+        (7, "words of sums added without comparing their digits", &[]),
+        (13, "the status of a draw overwritten", &[]),
+        (14, "logprobs stored with k places a row, not top_n", &[GlobalBounds]),
+        (15, "logits stored in place of logprobs", &[]),
+        (16, "every row uses the first row's targets", &[]),
+        (17, "every row uses the first row's counts", &[]),
+        (18, "'no target' gets an answer", &[]),
+        (19, "ranks counted from 0", &[]),
     ];
     check_compared("broken_logprobs", rows, logprobs);
 }
@@ -352,13 +352,13 @@ fn logprobs_from_shards() {
 fn whole_logits_from_shards() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "rows of messages without padding", &[GlobalBounds, Misaligned]),
-        (3, "a part's ids from one shard", &[]),
-        (4, "16 bytes at a time, however they lie", &[Misaligned]),
-        (5, "rows of logits close together", &[]),
-        (6, "the status that the first shard has seen", &[]),
-        (7, "one gap in front of all shards", &[]),
-        (8, "messages of the rows that are answered", &[]),
+        (2, "rows of messages read without padding", &[GlobalBounds, Misaligned]),
+        (3, "all ids of a part taken from one shard", &[]),
+        (4, "16 bytes copied at a time, even if not aligned", &[Misaligned]),
+        (5, "the pitch of the logits ignored", &[]),
+        (6, "only the first shard's status used", &[]),
+        (7, "one gap before all shards, not before each", &[]),
+        (8, "messages read as if they had only the answered rows", &[]),
     ];
     check_compared("broken_logits", rows, logits);
 }

@@ -101,7 +101,8 @@ fn or(how: u32, seed: u64) -> Outcome {
     let mut device = Device::new();
     let into = device.upload(&known);
     let of_rows = device.upload_read_only(&from);
-    let right = OrStatusParams { from: of_rows.pointer(), into: into.pointer(), rows: COUNT as u32, none: 0 };
+    let right =
+        OrStatusParams { from: of_rows.pointer(), into: into.pointer(), rows: COUNT as u32, reserved: 0 };
     before(&mut device, into, 7, known[7]);
     let kernel = emulated_kernel!(broken_or_status: Broken<OrStatusParams>);
     let ran = device.launch_in_turn(&kernel, &Broken { right, how }, &config(seed));
@@ -144,7 +145,7 @@ fn sampling(how: u32, seed: u64) -> Outcome {
         rows: COUNT as u32,
         vocab: VOCAB as u32,
         unfiltered: is_unfiltered.into(),
-        none: 0,
+        reserved: 0,
     };
     before(&mut device, of_rows, 0, first_seed as u32);
     let kernel = emulated_kernel!(broken_sampling_rows: Broken<SamplingRowsParams>);
@@ -186,14 +187,14 @@ const PRESENCE: [f32; ROWS] = [0.25, 1.0, 0.0, -1.0, 0.0];
 const SHARDS: usize = 3;
 const IDS: usize = 3 * 64 + 10;
 const WORDS: usize = IDS.div_ceil(32);
-const PLACES: AdjustmentPlaces = AdjustmentPlaces { masks: 1, logit_bias: 4, counts: 3, none: 0 };
+const PLACES: AdjustmentPlaces = AdjustmentPlaces { masks: 1, logit_bias: 4, counts: 3, reserved: 0 };
 
 /// Word `i` of a row's mask.
 fn allowed(row: usize, i: usize) -> u32 {
     ((row * WORDS + i) as u32).wrapping_mul(0x9e37_79b9)
 }
 
-/// Of all rows' entries, the number of the row's first.
+/// The number of the row's first entry among all rows' entries.
 fn first_entry(ids: &[&[i64]; ROWS], row: usize) -> usize {
     ids[..row].concat().len()
 }
@@ -243,7 +244,7 @@ fn adjustments(device: &mut Device, out: Buffer, status: Buffer) -> PackAdjustme
         shards: SHARDS as u32,
         first_shard: 0,
         shard_step: 2,
-        none: 0,
+        reserved: 0,
     }
 }
 
@@ -365,7 +366,7 @@ fn unpack(how: u32, seed: u64) -> Outcome {
     let kernel = emulated_kernel!(broken_unpack_adjustments: Broken<UnpackAdjustmentsParams>);
     let ran = device.launch_in_turn(&kernel, &Broken { right, how }, &config_of(ROWS, seed));
     outcome(ran, || {
-        // Of each row as many words, two apart.
+        // `count` words of each row, two apart.
         let words = |first: usize, count: usize| {
             let of_row = move |row| (0..count).map(move |i| word(row, first + 2 * i));
             (0..ROWS).flat_map(of_row).collect::<Vec<_>>()
@@ -393,13 +394,13 @@ fn unpack(how: u32, seed: u64) -> Outcome {
 fn adjustments_that_are_digested() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "a mask of whole blocks of ids", &[GlobalBounds]),
+        (2, "mask words of whole blocks of ids digested", &[GlobalBounds]),
         (3, "sums of warps read before all have stored theirs", &[Race]),
-        (4, "offsets behind the last entry", &[GlobalBounds]),
-        (5, "the sum of the first lane", &[]),
-        (6, "ids and values of one kind", &[]),
-        (7, "the penalties of the first row", &[]),
-        (8, "a digest without the row's number", &[]),
+        (4, "offsets beyond the last entry accepted", &[GlobalBounds]),
+        (5, "only the first lane's sum used", &[]),
+        (6, "ids and values digested alike", &[]),
+        (7, "every row digests the first row's penalties", &[]),
+        (8, "the row's number not in the digest", &[]),
     ];
     check_compared("broken_digest_adjustments", rows, digest);
 }
@@ -408,10 +409,10 @@ fn adjustments_that_are_digested() {
 fn adjustments_that_are_unpacked() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "masks of as many words as there are ids for", &[Misaligned]),
-        (3, "entries where penalties are", &[]),
-        (4, "places counted from the row's first", &[]),
-        (5, "no offset behind the last row", &[]),
+        (2, "masks not padded to an even number of words", &[Misaligned]),
+        (3, "entries looked for where the penalties are", &[]),
+        (4, "every row uses the first row's places", &[]),
+        (5, "no offset after the last row", &[]),
     ];
     check_compared("broken_unpack_adjustments", rows, unpack);
 }
@@ -422,19 +423,19 @@ fn adjustments_that_are_packed() {
         (1, "no wait for the kernel before", &[Dependency]),
         (2, "words stored where others read those of the call before", &[Race]),
         (3, "words of warps read before all have stored theirs", &[Race]),
-        (4, "offsets behind the last entry", &[GlobalBounds]),
+        (4, "offsets beyond the last entry accepted", &[GlobalBounds]),
         (5, "places without an entry left as they were", &[]),
-        (6, "an id that is none of the vocabulary", &[]),
-        (7, "ids in any order taken for ascending", &[GlobalBounds]),
+        (6, "an id outside the vocabulary accepted", &[]),
+        (7, "unsorted ids taken for ascending", &[GlobalBounds]),
         (8, "places counted from the vocabulary's first entry", &[]),
-        (9, "two values of one id in the other order", &[]),
-        (10, "ids of the vocabulary in place of the shard's", &[]),
-        (11, "an id that is counted twice", &[]),
-        (12, "rows of padding", &[GlobalBounds]),
-        (13, "messages of the own rows alone", &[]),
-        (14, "words of a mask behind the vocabulary", &[GlobalBounds]),
-        (15, "a penalty of 0", &[]),
-        (16, "the status of a place", &[GlobalBounds]),
+        (9, "two values of one id swapped", &[]),
+        (10, "vocabulary ids sent in place of the shard's", &[]),
+        (11, "an id that comes twice accepted", &[]),
+        (12, "rows of padding read", &[GlobalBounds]),
+        (13, "offsets of messages count only this rank's rows", &[]),
+        (14, "mask words after the vocabulary read", &[GlobalBounds]),
+        (15, "a penalty of 0 accepted", &[]),
+        (16, "the status indexed by place, not by row", &[GlobalBounds]),
     ];
     check_compared("broken_pack_adjustments", rows, pack);
 }
@@ -443,12 +444,12 @@ fn adjustments_that_are_packed() {
 fn targets_that_are_encoded() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "threads behind the last target", &[GlobalBounds]),
-        (3, "the low word of an id", &[]),
-        (4, "the id behind the last", &[]),
-        (5, "a status of each target", &[]),
-        (6, "a target that is none taken for a bad one", &[]),
-        (7, "a status that is stored over what is known", &[]),
+        (2, "threads after the last target write, too", &[GlobalBounds]),
+        (3, "only the low word of an id used", &[]),
+        (4, "the id after the last accepted", &[]),
+        (5, "the status indexed by target, not by row", &[]),
+        (6, "'no target' taken for a bad one", &[]),
+        (7, "the status overwritten, not or'ed", &[]),
     ];
     check_compared("broken_encode_targets", rows, encode);
 }
@@ -457,11 +458,11 @@ fn targets_that_are_encoded() {
 fn targets_of_shards() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "threads behind the last target", &[GlobalBounds]),
-        (3, "the shard of a target that is none", &[GlobalBounds]),
-        (4, "shards that all have as many ids", &[GlobalBounds]),
-        (5, "the shards of a target side by side", &[]),
-        (6, "id 0 for a target that is none", &[]),
+        (2, "threads after the last target write, too", &[GlobalBounds]),
+        (3, "the shard of 'no target' read", &[GlobalBounds]),
+        (4, "all shards taken to have the same number of ids", &[GlobalBounds]),
+        (5, "logits read as [targets, shards]", &[]),
+        (6, "'no target' stored as id 0", &[]),
     ];
     check_compared("broken_pick_targets", rows, pick);
 }
@@ -470,9 +471,9 @@ fn targets_of_shards() {
 fn statuses_of_two_kinds() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "threads behind the last row", &[GlobalBounds]),
-        (3, "rows of the first block", &[]),
-        (4, "the other status in place of both", &[]),
+        (2, "threads after the last row write, too", &[GlobalBounds]),
+        (3, "every block takes the first block's rows", &[]),
+        (4, "the other status stored in place of both", &[]),
     ];
     check_compared("broken_or_status", rows, or);
 }
@@ -481,20 +482,20 @@ fn statuses_of_two_kinds() {
 fn parameters_of_rows() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "threads behind the last row", &[GlobalBounds]),
-        (3, "numbers of the first block's rows", &[]),
-        (4, "positions of 32 bits", &[]),
-        (5, "an array that is not there", &[GlobalBounds]),
-        (6, "-0 as it came", &[]),
-        (7, "numbers below 0", &[]),
-        (8, "any temperature", &[]),
-        (9, "a top_p of 0", &[]),
-        (10, "any min_p", &[]),
+        (2, "threads after the last row write, too", &[GlobalBounds]),
+        (3, "every block takes the first block's rows", &[]),
+        (4, "only 32 bits of positions used", &[]),
+        (5, "a null array read", &[GlobalBounds]),
+        (6, "-0 kept", &[]),
+        (7, "negative numbers accepted", &[]),
+        (8, "every temperature accepted", &[]),
+        (9, "a top_p of 0 accepted", &[]),
+        (10, "every min_p accepted", &[]),
         (11, "a top_k of more than the vocabulary taken for a filter", &[]),
-        (12, "a greedy row with filters", &[]),
-        (13, "a bad row that is not told", &[]),
-        (14, "a top_k of more than the vocabulary", &[]),
-        (15, "parameters of a bad row left as they were", &[]),
+        (12, "filters of a greedy row refused", &[]),
+        (13, "a bad row not reported", &[]),
+        (14, "a top_k above the vocabulary size kept", &[]),
+        (15, "parameters of a bad row not replaced", &[]),
     ];
     check_compared("broken_sampling_rows", rows, sampling);
 }

@@ -98,7 +98,7 @@ fn targets(how: u32, seed: u64) -> Outcome {
     const PER_ROW: usize = 11;
     const FIRST_ID: u32 = 640;
     let end = FIRST_ID + VOCAB as u32;
-    // That of row 0 and number 0 is set by the kernel before.
+    // The kernel before sets target 0 of row 0.
     let target = |row: usize, n: usize| match n {
         0 => FIRST_ID + 5,
         1 => end,
@@ -167,11 +167,11 @@ fn words_that_are_set() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
         (2, "the kernel behind let in before the wait", &[Turn]),
-        (3, "words of a null address", &[GlobalBounds]),
-        (4, "a word behind the last", &[GlobalBounds]),
-        (5, "words of the last block of threads, which is not full", &[]),
-        (6, "words behind the grid's last thread", &[]),
-        (7, "words side by side, whatever lies between them", &[]),
+        (3, "words of a null address set", &[GlobalBounds]),
+        (4, "the word after the last set", &[GlobalBounds]),
+        (5, "words after the last whole block of threads not set", &[]),
+        (6, "words after the grid's last thread not set", &[]),
+        (7, "the pitch between words ignored", &[]),
     ];
     check_compared("broken_set_words", rows, set_words);
 }
@@ -180,10 +180,10 @@ fn words_that_are_set() {
 fn rows_that_are_packed() {
     let rows: &[Compared] = &[
         (1, "no wait for the kernel before", &[Dependency]),
-        (2, "a row by a bad index", &[GlobalBounds]),
-        (3, "a row without a source that keeps what it had", &[]),
+        (2, "a row read by a bad index", &[GlobalBounds]),
+        (3, "a row without a source not written", &[]),
         (4, "vectors stored to rows that are not aligned", &[Misaligned]),
-        (5, "vectors of rows of which the first is aligned", &[Misaligned]),
+        (5, "vectors used if only the first row is aligned", &[Misaligned]),
         (6, "a vector that begins before the end of a row", &[GlobalBounds]),
         (7, "the last bytes of a row left out", &[]),
     ];
@@ -197,11 +197,11 @@ fn logits_of_targets() {
         (2, "targets read before the wait", &[Dependency]),
         (3, "copies into a stage that others still read", &[Race]),
         (4, "a stage read before all copies of it have landed", &[Incomplete, Race]),
-        (5, "targets of rows behind the last", &[GlobalBounds]),
-        (6, "the first id of the next shard", &[GlobalBounds]),
+        (5, "targets of rows after the last read", &[GlobalBounds]),
+        (6, "the next shard's first id taken for one's own", &[GlobalBounds]),
         (7, "the last vector of k taken for a whole one", &[GlobalBounds]),
-        (8, "the accumulator of the row beside it", &[]),
-        (9, "a logit of a target that another shard has", &[]),
+        (8, "the accumulator of the neighbouring row used", &[]),
+        (9, "a target of another shard gets a logit", &[]),
     ];
     check_compared("broken_targets", rows, targets);
 }

@@ -61,9 +61,9 @@ const PITCH: usize = 5 * 128;
 /// Kernels with int8 weights.
 #[derive(Clone, Copy, PartialEq)]
 enum Which {
-    /// Of rows that are quantised to int8.
+    /// With rows that are quantised to int8.
     Int8,
-    /// Of bf16 rows; the weights are widened.
+    /// With bf16 rows; the weights are widened.
     Widened,
     /// As the first, in clusters of two blocks.
     Cluster,
@@ -75,7 +75,7 @@ enum Which {
 struct Sizes {
     vocab: usize,
     rows: usize,
-    /// Of a block: ids, rows, columns of a stage, threads.
+    /// Ids, rows, columns of a stage, and threads of a block.
     tile: (usize, usize, usize, u32),
 }
 
@@ -256,7 +256,7 @@ fn each_mistake_is_named() {
         (3, "no wait for a stage to be full", &[Incomplete, Race]),
         (4, "rows on their way before the wait for the kernel before", &[Dependency]),
         (5, "scales of the rows without that wait", &[Dependency]),
-        (6, "bytes of the rows that are not promised", &[Incomplete, Race, Transactions, Barrier]),
+        (6, "bytes of the rows not in expect_tx", &[Incomplete, Race, Transactions, Barrier]),
         (10, "a tile's last stage that is never given back", &[Deadlock]),
         (11, "a stage given back by every thread", &[Barrier, Race, Incomplete, Deadlock]),
         (12, "no barrier behind the init of the mbarriers", &[Race, Barrier, Deadlock]),
@@ -272,8 +272,8 @@ fn each_mistake_is_named() {
             &[Barrier, Race, Transactions, Cluster, Deadlock, Divergence],
         ),
         (20, "a block that ends before the other's last arrival", &[Cluster]),
-        (21, "spare ids of a piece stored", &[GlobalBounds]),
-        (25, "bytes of a whole tile promised of a piece", &[Deadlock, Transactions]),
+        (21, "spare ids of a tail tile stored", &[GlobalBounds]),
+        (25, "expect_tx of a whole tile for a tail tile", &[Deadlock, Transactions]),
     ];
     for &(how, what, kinds) in rows {
         let of = match how {
@@ -296,10 +296,10 @@ fn each_mistake_is_named() {
 fn mistakes_that_need_not_be_seen_give_wrong_logits() {
     for (of, how, what) in [
         (Which::Int8, 7, "the last stage taken for a whole one"),
-        (Which::Int8, 9, "logits before the last products have ended"),
-        (Which::Tail, 22, "a row's status set by spare ids of a piece"),
-        (Which::Tail, 23, "a piece copied from 8 ids further on"),
-        (Which::Tail, 24, "a piece of two packed blocks copied as one run"),
+        (Which::Int8, 9, "logits stored before the last products have ended"),
+        (Which::Tail, 22, "a row's status set by spare ids of a tail tile"),
+        (Which::Tail, 23, "a tail tile copied from 8 ids further on"),
+        (Which::Tail, 24, "a tail tile of two packed blocks copied as one run"),
     ] {
         let seen = |seed| match run(of, how, seed) {
             Outcome::Right => panic!("{what}, seed {seed}: right logits"),

@@ -189,7 +189,7 @@ fn wide_arithmetic_is_rounded_once() {
     }
     for i in 0..200_000 {
         let (a, b) = (random.next(), random.next());
-        // Of any size, or near each other; ties of the rounding to f32; shift counts up to 127.
+        // Numbers of any size, or near each other; ties of the rounding to f32; shift counts up to 127.
         pairs.push(match i % 4 {
             0 => [a, b],
             1 => [a, a ^ (b & 0x800f_ffff_0000_00ff)],

@@ -107,7 +107,7 @@ proptest! {
                     0 => 0,
                     1 => bits,
                     2..8 => bits & 0x807f_ffff | near << 23,
-                    // Of about the products' own size.
+                    // About the size of the products.
                     _ => {
                         let field = (2 * u32::from(least % fields) + 400 - u32::from(fields)) % 255;
                         bits & 0x807f_ffff | field << 23

@@ -19,7 +19,7 @@ use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event};
 use lmhead_gpu::about::about;
-use lmhead_gpu::heads::{self, KINDS, Kind, Replayed, Weights};
+use lmhead_gpu::heads::{self, KINDS, Replayed, WeightKind, Weights};
 use lmhead_gpu::{answers, probes, tune};
 use std::path::Path;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ const WANTED: &str = "wanted heads FILE SECONDS [KIND], answers FILE SECONDS, pr
 enum Ask<'a> {
     About,
     AllHeads(&'a Path, f64),
-    Heads(&'a Path, f64, Kind),
+    Heads(&'a Path, f64, WeightKind),
     Answers(&'a Path, f64),
     Probes(&'a Path, f64),
     Tune(&'a Path, f64),
@@ -50,7 +50,9 @@ fn asked<'a>(args: &[&'a str]) -> Result<Ask<'a>, String> {
     match *args {
         ["about"] => Ok(Ask::About),
         ["heads", file, time] => Ok(Ask::AllHeads(Path::new(file), seconds(time)?)),
-        ["heads", file, time, kind] => Ok(Ask::Heads(Path::new(file), seconds(time)?, Kind::named(kind)?)),
+        ["heads", file, time, kind] => {
+            Ok(Ask::Heads(Path::new(file), seconds(time)?, WeightKind::named(kind)?))
+        }
         ["answers", file, time] => Ok(Ask::Answers(Path::new(file), seconds(time)?)),
         ["probes", file, time] => Ok(Ask::Probes(Path::new(file), seconds(time)?)),
         ["tune", file, time] => Ok(Ask::Tune(Path::new(file), seconds(time)?)),

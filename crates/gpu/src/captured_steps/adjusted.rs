@@ -1,6 +1,7 @@
 //! Masks, logit bias and penalties of captured steps: in device memory, other ones in every replay.
 
-use super::{CAPACITY, Room};
+use super::CAPACITY;
+use super::answers::CopiedBuffer;
 use lmhead::adjust::{Adjustments, Counts, LogitBias, Penalties};
 use lmhead::backend::DeviceAdjustments;
 use lmhead::backend::cuda::CudaDevice;
@@ -127,17 +128,17 @@ impl Lists {
 pub(super) struct Placed<'d> {
     of: DeviceAdjustments,
     vocab: usize,
-    allowed: Room<'d>,
+    allowed: CopiedBuffer<'d>,
     /// Offsets, ids, values.
-    logit_bias: [Room<'d>; 3],
-    penalties: [Room<'d>; 3],
+    logit_bias: [CopiedBuffer<'d>; 3],
+    penalties: [CopiedBuffer<'d>; 3],
     /// Offsets, ids, counts, whether the prompt has them.
-    counts: [Room<'d>; 4],
+    counts: [CopiedBuffer<'d>; 4],
 }
 
 impl<'d> Placed<'d> {
     pub fn new(device: &'d CudaDevice, of: DeviceAdjustments, vocab: usize) -> Self {
-        let room = |bytes: usize| Room::new(device, bytes);
+        let room = |bytes: usize| CopiedBuffer::new(device, bytes);
         let entries = |each: u32| CAPACITY * (each as usize + 1);
         Placed {
             of,
@@ -154,7 +155,7 @@ impl<'d> Placed<'d> {
     /// Puts these where steps find them.
     pub fn bring(&self, rows: &[RowAdjustments], stream: <CudaDevice as KernelDevice>::Stream) {
         let all = Lists::new(rows.iter());
-        let copy = |room: &Room<'_>, bytes: &[u8]| {
+        let copy = |room: &CopiedBuffer<'_>, bytes: &[u8]| {
             room.device.write_on(stream, &room.buffer, 0, bytes).expect("a copy");
         };
         let offsets = |of: &[usize]| of.iter().map(|&n| n as i64).collect::<Vec<i64>>();
@@ -176,7 +177,7 @@ impl<'d> Placed<'d> {
 
     /// The inputs of the first `rows` rows.
     pub fn inputs(&self, rows: usize) -> DeviceInputs<'_> {
-        fn whole<'a>(room: &'a Room<'_>) -> Span<'a> {
+        fn whole<'a>(room: &'a CopiedBuffer<'_>) -> Span<'a> {
             room.span(room.bytes)
         }
         let of = self.of;

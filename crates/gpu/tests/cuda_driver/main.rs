@@ -16,7 +16,7 @@ use lmhead::backend::params::MmaMicrokernelParams;
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 use lmhead::plan::Tuning;
 use lmhead_gpu::about::about;
-use lmhead_gpu::{answers, heads, kernels, probes, products, tune};
+use lmhead_gpu::{answers, heads, kernels, probes, products, tune, windows};
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -126,7 +126,7 @@ fn the_gpus_tests_pass_on_the_fake_driver() {
 #[ignore = "needs the fake driver: the_gpus_tests_pass_on_the_fake_driver runs it"]
 fn in_child_products() {
     let device = CudaDevice::open(0).expect("a device");
-    for test in products::TESTS.iter().chain(kernels::TESTS) {
+    for test in products::TESTS.iter().chain(kernels::TESTS).chain(windows::TESTS) {
         assert_eq!(test.needs.met_by(&device), Ok(()), "{}", test.name);
         if let Err(failed) = (test.run)(&device) {
             panic!("{}: {}", test.name, failed.message().unwrap_or_default());

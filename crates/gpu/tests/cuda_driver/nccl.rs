@@ -10,6 +10,7 @@ mod deferred;
 mod faults;
 mod launches;
 mod soak;
+mod windows;
 
 use super::child;
 use lmhead::DType;

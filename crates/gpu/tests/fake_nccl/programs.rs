@@ -11,13 +11,13 @@ use std::ffi::c_int;
 /// What all ranks do at one position of the program.
 struct Step {
     communicator: usize,
-    kind: Kind,
+    kind: ProgramStep,
     /// How often a captured step is replayed; `None` if it is eager.
     replays: Option<usize>,
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum ProgramStep {
     Gather,
     /// One group with a broadcast of each rank's piece.
     Broadcasts,
@@ -36,7 +36,8 @@ impl Program {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
         let size = 1 + random.below(4);
-        let kinds = [Kind::Gather, Kind::Broadcasts, Kind::Exchange, Kind::AllToAll];
+        let kinds =
+            [ProgramStep::Gather, ProgramStep::Broadcasts, ProgramStep::Exchange, ProgramStep::AllToAll];
         let steps = (0..8).map(|_| Step {
             communicator: random.below(2),
             kind: kinds[random.below(4)],
@@ -49,14 +50,14 @@ impl Program {
     fn count(&self, step: usize, from: usize, to: usize) -> usize {
         let spread = |to: usize| Random(self.seed ^ ((step * 8 + from) * 8 + to) as u64 ^ 0xabcd).below(6);
         match self.steps[step].kind {
-            Kind::Gather | Kind::AllToAll => Random(self.seed ^ step as u64).below(6),
-            Kind::Broadcasts => spread(0),
-            Kind::Exchange => spread(to),
+            ProgramStep::Gather | ProgramStep::AllToAll => Random(self.seed ^ step as u64).below(6),
+            ProgramStep::Broadcasts => spread(0),
+            ProgramStep::Exchange => spread(to),
         }
     }
 
     fn is_personal(&self, step: usize) -> bool {
-        matches!(self.steps[step].kind, Kind::Exchange | Kind::AllToAll)
+        matches!(self.steps[step].kind, ProgramStep::Exchange | ProgramStep::AllToAll)
     }
 
     fn piece(&self, step: usize, from: usize, to: usize) -> Vec<u8> {
@@ -81,13 +82,13 @@ impl Program {
         let to = rank.memory(&vec![0; self.received(step, me).len()]);
         let count = |from: usize, to: usize| self.count(step, from, to);
         let calls = |nccl: &Nccl| match self.steps[step].kind {
-            Kind::Gather => {
+            ProgramStep::Gather => {
                 nccl.ncclAllGather(from, to, count(me, 0), UINT8, rank.comm, stream);
             }
-            Kind::AllToAll => {
+            ProgramStep::AllToAll => {
                 nccl.ncclAlltoAll(from, to, count(me, 0), UINT8, rank.comm, stream);
             }
-            Kind::Broadcasts => {
+            ProgramStep::Broadcasts => {
                 let mut at = to;
                 for root in 0..self.size {
                     let of_root = count(root, me);
@@ -95,7 +96,7 @@ impl Program {
                     at += of_root as u64;
                 }
             }
-            Kind::Exchange => {
+            ProgramStep::Exchange => {
                 let [mut out, mut into] = [from, to];
                 for peer in 0..self.size {
                     let [sends, takes] = [count(me, peer), count(peer, me)];

@@ -10,6 +10,7 @@ use lmhead_gpu::fake_nccl::FakeNccl;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 pub type Comm = *mut c_void;
+pub type Window = *mut c_void;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -39,6 +40,8 @@ pub const INVALID_USAGE: c_int = 5;
 pub const REMOTE_ERROR: c_int = 6;
 pub const IN_PROGRESS: c_int = 7;
 pub const UINT8: c_int = 1;
+/// `NCCL_WIN_COLL_SYMMETRIC`.
+pub const SYMMETRIC: c_int = 1;
 
 impl Config {
     pub fn new(blocking: bool) -> Self {
@@ -101,6 +104,10 @@ functions! {
     ncclCommCount(comm: Comm, count: *mut c_int);
     ncclCommUserRank(comm: Comm, rank: *mut c_int);
     ncclCommCuDevice(comm: Comm, device: *mut c_int);
+    ncclMemAlloc(to: *mut u64, bytes: usize);
+    ncclMemFree(address: u64);
+    ncclCommWindowRegister(comm: Comm, address: u64, bytes: usize, window: *mut Window, flags: c_int);
+    ncclCommWindowDeregister(comm: Comm, window: Window);
     ncclGroupStart();
     ncclGroupEnd();
     ncclBroadcast(from: u64, to: u64, count: usize, kind: c_int, root: c_int, comm: Comm, stream: CUstream);
@@ -129,6 +136,21 @@ impl Nccl {
         let mut state = -1;
         assert_eq!(self.ncclCommGetAsyncError(comm, &mut state), SUCCESS);
         state
+    }
+
+    /// # Panics
+    /// Where the library is the older one, which has no such function.
+    #[allow(non_snake_case, reason = "NCCL's")]
+    pub fn ncclGetPeerDevicePointer(
+        &self,
+        window: Window,
+        offset: usize,
+        peer: c_int,
+        address: &mut u64,
+    ) -> c_int {
+        type Ask = unsafe extern "C" fn(Window, usize, c_int, *mut u64) -> c_int;
+        // SAFETY: its type in core.h; it follows only handles that it gave out.
+        unsafe { self.fake.get::<Ask>("ncclGetPeerDevicePointer")(window, offset, peer, address) }
     }
 
     /// Polls until nothing is in progress, or long enough to conclude that it never ends; returns the state.
@@ -253,6 +275,43 @@ impl<'n> Rank<'n> {
         })
     }
 
+    /// Memory for windows, of `bytes` bytes.
+    pub fn window_memory(&self, bytes: usize) -> u64 {
+        self.bind();
+        let mut address = 0;
+        assert_eq!(
+            self.nccl.ncclMemAlloc(&mut address, bytes),
+            SUCCESS,
+            "{}",
+            self.nccl.last_error(self.comm)
+        );
+        address
+    }
+
+    /// Calls the registration of a window, which is written to `window` once all ranks have called it.
+    pub fn register(&self, address: u64, bytes: usize, window: &mut Window) -> c_int {
+        self.bind();
+        self.nccl.ncclCommWindowRegister(self.comm, address, bytes, window, SYMMETRIC)
+    }
+
+    /// The address of a peer's byte in the window; 0 where there is none for this rank.
+    pub fn peer_address(&self, window: Window, offset: usize, peer: usize) -> u64 {
+        let mut address = 1;
+        let code = self.nccl.ncclGetPeerDevicePointer(window, offset, peer as c_int, &mut address);
+        assert_eq!(code, SUCCESS, "{}", self.nccl.last_error(self.comm));
+        address
+    }
+
+    pub fn deregister(&self, window: Window) -> c_int {
+        self.bind();
+        self.nccl.ncclCommWindowDeregister(self.comm, window)
+    }
+
+    pub fn free(&self, address: u64) -> c_int {
+        self.bind();
+        self.nccl.ncclMemFree(address)
+    }
+
     pub fn mark(&self) -> Mark {
         self.bind();
         let event = result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING).expect("an event");
@@ -339,6 +398,19 @@ pub fn synchronize(stream: CUstream) -> Result<(), DriverError> {
 pub fn bytes(address: u64, count: usize) -> Vec<u8> {
     // SAFETY: the fake driver keeps it on the host.
     unsafe { std::slice::from_raw_parts(address as *const u8, count) }.to_vec()
+}
+
+/// A window of `bytes` bytes on each rank: the memory's addresses and the windows.
+pub fn windows(ranks: &[Rank<'_>], bytes: usize) -> (Vec<u64>, Vec<Window>) {
+    let memory: Vec<u64> = ranks.iter().map(|rank| rank.window_memory(bytes)).collect();
+    let mut windows = vec![std::ptr::null_mut(); ranks.len()];
+    for ((rank, address), window) in ranks.iter().zip(&memory).zip(&mut windows) {
+        assert_eq!(rank.register(*address, bytes, window), IN_PROGRESS);
+    }
+    for rank in ranks {
+        assert_eq!(rank.settle(), SUCCESS, "{}", rank.nccl.last_error(rank.comm));
+    }
+    (memory, windows)
 }
 
 /// Finalizes and destroys the communicators of a group.

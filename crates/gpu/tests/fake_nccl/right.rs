@@ -2,7 +2,7 @@
 
 use super::ranks::{
     Config, IN_PROGRESS, INTERNAL_ERROR, Nccl, Rank, SUCCESS, abort_all, bind, bytes, end, new_stream,
-    synchronize, write,
+    synchronize, windows, write,
 };
 use super::{child, run};
 use std::collections::BTreeSet;
@@ -47,7 +47,7 @@ fn in_child_bytes() {
     for rank in &ranks[..2] {
         assert_eq!(rank.all_gather(own[rank.rank] + 3 * rank.rank as u64, own[rank.rank], 3), SUCCESS);
         assert!(!ranks[rank.rank].ends(), "rank 2 has not come");
-        // Of the receive buffer only the own piece is kept, which is what is sent.
+        // Only the rank's own piece of the receive buffer is kept: it is what is sent.
         let here = bytes(own[rank.rank], 9);
         for (piece, bytes) in here.chunks(3).enumerate() {
             let first = 100 + 3 * rank.rank as u8;
@@ -349,9 +349,9 @@ fn in_child_thousand() {
 #[test]
 fn versions_are_what_was_said() {
     for (says, older, wanted) in [
-        (&[][..], false, "version 23007, revoke true"),
-        (&[], true, "version 22707, revoke false"),
-        (&[("FAKE_NCCL_VERSION", "21005")], false, "version 21005, revoke true"),
+        (&[][..], false, "version 23007, revoke true, addresses true"),
+        (&[], true, "version 22707, revoke false, addresses false"),
+        (&[("FAKE_NCCL_VERSION", "21005")], false, "version 21005, revoke true, addresses true"),
     ] {
         let (code, text) = run("right::in_child_version", says, older);
         assert!(code == Some(0) && text.contains(wanted), "{text}");
@@ -360,7 +360,7 @@ fn versions_are_what_was_said() {
     let folder = lmhead_gpu::fake_nccl::folder(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")));
     let folder = folder.to_str().expect("text");
     let (code, text) = run("right::in_child_version", &[("LD_LIBRARY_PATH", folder)], false);
-    assert!(code == Some(0) && text.contains("version 23007, revoke true, made 1"), "{text}");
+    assert!(code == Some(0) && text.contains("version 23007, revoke true, addresses true, made 1"), "{text}");
 }
 
 #[test]
@@ -379,5 +379,122 @@ fn in_child_version() {
     let made = nccl.ncclCommInitRank(&mut comm, 1, nccl.unique_id(), 0);
     // With a driver the result is the same: this thread has no context.
     let _ = nccl.fake.take_misuse();
-    println!("version {version}, revoke {}, made {made}", revoke.is_some());
+    // SAFETY: it is never called.
+    let addresses =
+        unsafe { nccl.fake.find::<unsafe extern "C" fn(*mut std::ffi::c_void)>("ncclGetPeerDevicePointer") };
+    let (revoke, addresses) = (revoke.is_some(), addresses.is_some());
+    println!("version {version}, revoke {revoke}, addresses {addresses}, made {made}");
+}
+
+#[test]
+fn windows_give_every_rank_the_addresses_of_all() {
+    child("right::in_child_windows", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake nccl: windows_give_every_rank_the_addresses_of_all runs it"]
+fn in_child_windows() {
+    let nccl = Nccl::load();
+    let ranks = nccl.group(3);
+    let memory: Vec<u64> = ranks.iter().map(|rank| rank.window_memory(3 * 4096)).collect();
+    let mut of_rank = [std::ptr::null_mut(); 3];
+    for rank in [2, 0] {
+        assert_eq!(ranks[rank].register(memory[rank] + 4096, 4096, &mut of_rank[rank]), IN_PROGRESS);
+    }
+    assert_eq!(ranks[0].settle(), IN_PROGRESS, "rank 1 has not called it");
+    assert!(of_rank[0].is_null());
+    assert_eq!(ranks[1].register(memory[1] + 4096, 4096, &mut of_rank[1]), IN_PROGRESS);
+    for (rank, window) in ranks.iter().zip(&of_rank) {
+        assert_eq!(rank.settle(), SUCCESS);
+        for (peer, address) in memory.iter().enumerate() {
+            assert_eq!(rank.peer_address(*window, 5, peer), address + 4096 + 5);
+        }
+    }
+    assert_eq!((nccl.fake.count("windows"), nccl.fake.count("memories")), (3, 3));
+
+    // Each rank deregisters and frees when it likes. Collectives use the memory of windows as any other.
+    assert_eq!(ranks[0].deregister(of_rank[0]), SUCCESS);
+    let other = ranks[0].memory(&[7; 4096]);
+    let from = [other, memory[1] + 4096, memory[2] + 4096];
+    let to: Vec<u64> = ranks.iter().map(|rank| rank.memory(&[0; 12])).collect();
+    for rank in &ranks {
+        assert_eq!(rank.all_gather(from[rank.rank], to[rank.rank], 4), SUCCESS);
+    }
+    assert!(ranks.iter().all(Rank::ends));
+    assert_eq!(bytes(to[2], 4), [7; 4]);
+    assert_eq!(ranks[0].free(memory[0]), SUCCESS);
+    assert_eq!([1, 2].map(|rank: usize| ranks[rank].deregister(of_rank[rank])), [SUCCESS; 2]);
+    assert_eq!([1, 2].map(|rank: usize| ranks[rank].free(memory[rank])), [SUCCESS; 2]);
+    assert_eq!(ranks[0].deregister(std::ptr::null_mut()), SUCCESS);
+    assert_eq!(ranks[0].free(0), SUCCESS);
+
+    // The end of a communicator takes its windows along, and then their memory may be freed.
+    let (memory, _) = windows(&ranks, 4096);
+    assert_eq!(nccl.fake.count("windows"), 3);
+    ranks[0].abort();
+    assert_eq!((ranks[0].free(memory[0]), nccl.fake.count("windows")), (SUCCESS, 2));
+    for rank in &ranks[1..] {
+        assert_eq!((nccl.ncclCommDestroy(rank.comm), rank.free(memory[rank.rank])), (SUCCESS, SUCCESS));
+    }
+    assert_eq!((nccl.fake.count("windows"), nccl.fake.count("memories")), (0, 0));
+    assert_eq!(nccl.fake.count("misuses"), 0);
+}
+
+/// Where ranks are on several nodes, and where nothing can be mapped.
+#[test]
+fn windows_without_addresses() {
+    child("right::in_child_nodes", &[("FAKE_NCCL_LSA", "2")]);
+    child("right::in_child_no_windows", &[("FAKE_NCCL_LSA", "0")]);
+}
+
+#[test]
+#[ignore = "needs the fake nccl: windows_without_addresses runs it"]
+fn in_child_nodes() {
+    let nccl = Nccl::load();
+    let ranks = nccl.group(4);
+    let (memory, windows) = windows(&ranks, 64);
+    for (me, rank) in ranks.iter().enumerate() {
+        for (peer, address) in memory.iter().enumerate() {
+            let wanted = if me / 2 == peer / 2 { address + 1 } else { 0 };
+            assert_eq!(rank.peer_address(windows[me], 1, peer), wanted, "{me} -> {peer}");
+        }
+    }
+    abort_all(&ranks);
+    ranks.iter().zip(memory).for_each(|(rank, address)| assert_eq!(rank.free(address), SUCCESS));
+}
+
+#[test]
+#[ignore = "needs the fake nccl: windows_without_addresses runs it"]
+fn in_child_no_windows() {
+    let nccl = Nccl::load();
+    let ranks = nccl.group(2);
+    // It does not meet the other rank.
+    let (memory, mut window) = (ranks[0].window_memory(64), std::ptr::dangling_mut());
+    assert_eq!(ranks[0].register(memory, 64, &mut window), SUCCESS);
+    assert!(window.is_null());
+    assert_eq!(ranks[0].free(memory), SUCCESS);
+    end(&ranks);
+}
+
+/// A rank that was aborted before all had come is missing for ever.
+#[test]
+fn a_registration_waits_for_a_rank_that_is_gone() {
+    child("right::in_child_gone", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake nccl: a_registration_waits_for_a_rank_that_is_gone runs it"]
+fn in_child_gone() {
+    let nccl = Nccl::load();
+    let ranks = nccl.group(2);
+    let memory = [0, 1].map(|rank: usize| ranks[rank].window_memory(64));
+    let mut of_rank = [std::ptr::null_mut(); 2];
+    assert_eq!(ranks[0].register(memory[0], 64, &mut of_rank[0]), IN_PROGRESS);
+    ranks[0].abort();
+    assert_eq!(ranks[1].register(memory[1], 64, &mut of_rank[1]), IN_PROGRESS);
+    assert_eq!(ranks[1].settle(), IN_PROGRESS);
+    assert_eq!(nccl.fake.stuck(), "rank 1 of clique 1: ncclCommWindowRegister is in progress\n");
+    ranks[1].abort();
+    assert_eq!(of_rank, [std::ptr::null_mut(); 2]);
+    assert_eq!([0, 1].map(|rank: usize| ranks[rank].free(memory[rank])), [SUCCESS; 2]);
 }

@@ -1,8 +1,8 @@
 //! Wrong programs, each of which must be found.
 
 use super::ranks::{
-    Comm, Config, IN_PROGRESS, INVALID_ARGUMENT, INVALID_USAGE, Nccl, Rank, SUCCESS, SYSTEM_ERROR, UINT8,
-    abort_all, bind, bytes, end, new_stream, write,
+    Comm, Config, IN_PROGRESS, INVALID_ARGUMENT, INVALID_USAGE, Nccl, Rank, SUCCESS, SYMMETRIC, SYSTEM_ERROR,
+    UINT8, abort_all, bind, bytes, end, new_stream, windows, write,
 };
 use super::{child, run};
 use cudarc::driver::result;
@@ -55,6 +55,24 @@ const MISUSES: &[(Program, &str)] = &[
     (captures_on_one_rank, "rank 0 replays a graph, and rank 1 does not"),
     (replays_another_graph, "rank 1 and rank 0 replay graphs of other operations"),
     (replays_what_is_gone, "which is gone"),
+    (windows_differ, "rank 1 registers 32 bytes at offset 0 with flags 1, rank 0 64 bytes at offset 0"),
+    (
+        windows_at_other_places,
+        "rank 1 registers 64 bytes at offset 4096 with flags 1, rank 0 64 bytes at offset 0",
+    ),
+    (registers_other_memory, "of memory that is not in one allocation of ncclMemAlloc"),
+    (registers_beyond_its_memory, "of memory that is not in one allocation of ncclMemAlloc"),
+    (registers_another_devices_memory, "of memory of device 1, of a communicator on device 0"),
+    (registers_twice, "of memory that it has a window of"),
+    (does_not_wait_for_a_window, "ncclCommCount of rank 0 of clique"),
+    (frees_a_window, "ncclMemFree of memory with a window of rank 0"),
+    (frees_twice, "ncclMemFree of what ncclMemAlloc has not given"),
+    (deregisters_twice, "ncclCommWindowDeregister: the window was deregistered, or its communicator ended"),
+    (deregisters_no_window, "ncclCommWindowDeregister: no window has this handle"),
+    (deregisters_anothers, "of a window of rank 1"),
+    (deregisters_what_is_used, "before an all_gather of 4 of type 1 in it has ended"),
+    (asks_a_window_that_is_gone, "ncclGetPeerDevicePointer: the window was deregistered"),
+    (allocates_without_a_context, "ncclMemAlloc by a thread without a current context"),
 ];
 
 #[test]
@@ -397,6 +415,186 @@ fn replays_what_is_gone(nccl: &Nccl) {
     ranks[0].give_back(graph);
 }
 
+fn windows_differ(nccl: &Nccl) {
+    differ(nccl, |rank| (0, if rank == 0 { 64 } else { 32 }));
+}
+
+fn windows_at_other_places(nccl: &Nccl) {
+    differ(nccl, |rank| (4096 * rank as u64, 64));
+}
+
+/// Each rank registers the offset and the bytes of `window` in its memory.
+fn differ(nccl: &Nccl, window: impl Fn(usize) -> (u64, usize)) {
+    let (ranks, _) = two(nccl);
+    let memory = [0, 1].map(|rank: usize| ranks[rank].window_memory(8192));
+    let mut places = [null_mut(); 2];
+    let codes = [0, 1].map(|rank: usize| {
+        let (at, bytes) = window(rank);
+        ranks[rank].register(memory[rank] + at, bytes, &mut places[rank])
+    });
+    assert_eq!(codes, [IN_PROGRESS, INVALID_USAGE]);
+    assert_eq!(ranks[0].settle(), INVALID_USAGE, "also without a call");
+    give_up(&ranks, &memory);
+}
+
+/// Aborts the ranks and frees the memory of their windows.
+fn give_up(ranks: &[Rank<'_>], memory: &[u64]) {
+    abort_all(ranks);
+    for (rank, address) in ranks.iter().zip(memory) {
+        assert_eq!(rank.free(*address), SUCCESS);
+    }
+}
+
+fn registers_other_memory(nccl: &Nccl) {
+    let (ranks, m) = two(nccl);
+    assert_eq!(ranks[0].register(m[0][0], 64, &mut null_mut()), INVALID_USAGE);
+    abort_all(&ranks);
+}
+
+fn registers_beyond_its_memory(nccl: &Nccl) {
+    let (ranks, _) = two(nccl);
+    let memory = ranks[0].window_memory(64);
+    assert_eq!(ranks[0].register(memory, 65, &mut null_mut()), INVALID_USAGE);
+    give_up(&ranks, &[memory]);
+}
+
+fn registers_another_devices_memory(nccl: &Nccl) {
+    let (ranks, _) = two(nccl);
+    let memory = ranks[1].window_memory(64);
+    assert_eq!(ranks[0].register(memory, 64, &mut null_mut()), INVALID_USAGE);
+    abort_all(&ranks);
+    assert_eq!(ranks[1].free(memory), SUCCESS);
+}
+
+fn registers_twice(nccl: &Nccl) {
+    let (ranks, _) = two(nccl);
+    let (memory, _) = windows(&ranks, 64);
+    assert_eq!(ranks[0].register(memory[0], 64, &mut null_mut()), INVALID_USAGE);
+    give_up(&ranks, &memory);
+}
+
+fn does_not_wait_for_a_window(nccl: &Nccl) {
+    let (ranks, _) = two(nccl);
+    let (memory, mut window) = (ranks[0].window_memory(64), null_mut());
+    assert_eq!(ranks[0].register(memory, 64, &mut window), IN_PROGRESS);
+    assert_eq!(nccl.ncclCommCount(ranks[0].comm, &mut 0), INVALID_ARGUMENT);
+    give_up(&ranks, &[memory]);
+}
+
+fn frees_a_window(nccl: &Nccl) {
+    let (ranks, _) = two(nccl);
+    let (memory, _) = windows(&ranks, 64);
+    assert_eq!(ranks[0].free(memory[0]), INVALID_USAGE);
+    // It is still there.
+    give_up(&ranks, &memory);
+}
+
+fn frees_twice(nccl: &Nccl) {
+    let (ranks, _) = two(nccl);
+    let memory = ranks[0].window_memory(64);
+    assert_eq!([ranks[0].free(memory), ranks[0].free(memory)], [SUCCESS, INVALID_USAGE]);
+    abort_all(&ranks);
+}
+
+fn deregisters_twice(nccl: &Nccl) {
+    let (ranks, _) = two(nccl);
+    let (memory, windows) = windows(&ranks, 64);
+    assert_eq!([0, 1].map(|_| ranks[0].deregister(windows[0])), [SUCCESS, INVALID_ARGUMENT]);
+    give_up(&ranks, &memory);
+}
+
+fn deregisters_no_window(nccl: &Nccl) {
+    let (ranks, _) = two(nccl);
+    assert_eq!(ranks[0].deregister(std::ptr::without_provenance_mut(4096)), INVALID_ARGUMENT);
+    abort_all(&ranks);
+}
+
+fn deregisters_anothers(nccl: &Nccl) {
+    let (ranks, _) = two(nccl);
+    let (memory, windows) = windows(&ranks, 64);
+    assert_eq!(ranks[0].deregister(windows[1]), INVALID_USAGE);
+    give_up(&ranks, &memory);
+}
+
+fn deregisters_what_is_used(nccl: &Nccl) {
+    let (ranks, m) = two(nccl);
+    let (memory, windows) = windows(&ranks, 64);
+    assert_eq!(ranks[0].all_gather(m[0][0], memory[0] + 8, 4), SUCCESS);
+    assert_eq!(ranks[0].deregister(windows[0]), INVALID_USAGE);
+    give_up(&ranks, &memory);
+}
+
+fn asks_a_window_that_is_gone(nccl: &Nccl) {
+    let (ranks, _) = two(nccl);
+    let (memory, windows) = windows(&ranks, 64);
+    give_up(&ranks, &memory);
+    assert_eq!(nccl.ncclGetPeerDevicePointer(windows[0], 0, 0, &mut 0), INVALID_ARGUMENT);
+}
+
+fn allocates_without_a_context(nccl: &Nccl) {
+    // SAFETY: afterwards no context is current.
+    unsafe { result::ctx::set_current(null_mut()) }.expect("none");
+    assert_eq!(nccl.ncclMemAlloc(&mut 0, 64), 1);
+}
+
+#[test]
+fn what_nccl_refuses_of_windows_is_no_misuse() {
+    child("wrong::in_child_window_refusals", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake nccl: what_nccl_refuses_of_windows_is_no_misuse runs it"]
+fn in_child_window_refusals() {
+    let nccl = Nccl::load();
+    let ranks = nccl.group(2);
+    let memory = ranks[0].window_memory(8192);
+    let mut window = null_mut();
+    let mut register = |address: u64, bytes: usize, flags: c_int| {
+        nccl.ncclCommWindowRegister(ranks[0].comm, address, bytes, &mut window, flags)
+    };
+    assert_eq!(register(0, 64, SYMMETRIC), INVALID_ARGUMENT);
+    assert_eq!(register(memory, 0, SYMMETRIC), INVALID_ARGUMENT);
+    assert_eq!(register(memory, 64, 4), INVALID_ARGUMENT);
+    assert_eq!(register(memory + 256, 64, SYMMETRIC), INVALID_ARGUMENT);
+    assert!(nccl.last_error(ranks[0].comm).contains("must be suitably aligned"));
+    let null = nccl.ncclCommWindowRegister(ranks[0].comm, memory, 64, null_mut(), SYMMETRIC);
+    assert_eq!(null, INVALID_ARGUMENT);
+    assert_eq!(ranks[0].free(memory), SUCCESS);
+    assert_eq!(nccl.ncclMemAlloc(&mut 0, 0), 1);
+
+    let (memory, of_rank) = windows(&ranks, 64);
+    let ask = |window, offset, peer| nccl.ncclGetPeerDevicePointer(window, offset, peer, &mut 0);
+    assert_eq!([ask(of_rank[0], 63, 1), ask(of_rank[0], 64, 1)], [SUCCESS, INVALID_ARGUMENT]);
+    assert_eq!([-1, 2].map(|peer| ask(of_rank[0], 0, peer)), [INVALID_ARGUMENT; 2]);
+    assert_eq!(ask(null_mut(), 0, 0), INVALID_ARGUMENT);
+
+    // An injected failure, on one rank.
+    nccl.fake.set("WINDOW", Some("3"));
+    nccl.fake.set("RANK", Some("1"));
+    let others = ranks[1].window_memory(64);
+    assert_eq!((ranks[1].register(others, 64, &mut null_mut()), ranks[1].settle()), (3, 3));
+    assert_eq!(ranks[0].settle(), SUCCESS);
+
+    // Allocations and registrations break a capture.
+    let calls: [&dyn Fn() -> c_int; 2] = [&|| nccl.ncclMemAlloc(&mut 0, 64), &|| {
+        nccl.ncclCommWindowRegister(ranks[0].comm, memory[0], 64, &mut null_mut(), SYMMETRIC)
+    }];
+    for call in calls {
+        ranks[0].bind();
+        // SAFETY: its own stream, here and below.
+        unsafe {
+            let mode = cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            result::stream::begin_capture(ranks[0].stream, mode).expect("a capture");
+        }
+        assert_eq!(call(), 1);
+        // SAFETY: as above.
+        let ended = unsafe { result::stream::end_capture(ranks[0].stream) }.expect_err("a broken capture");
+        assert_eq!(ended.0, cudarc::driver::sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+    }
+    give_up(&ranks, &memory);
+    assert_eq!((ranks[1].free(others), nccl.fake.count("memories")), (SUCCESS, 0));
+}
+
 #[test]
 fn a_misuse_that_nobody_takes_ends_the_process() {
     let ends = tempfile::NamedTempFile::new().expect("a file");
@@ -408,7 +606,7 @@ fn a_misuse_that_nobody_takes_ends_the_process() {
         "{text}"
     );
     let end = std::fs::read_to_string(path).expect("an end");
-    assert_eq!(end, "1 communicators, 1 misuses\n");
+    assert_eq!(end, "1 communicators, 0 windows, 1 misuses\n");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use lmhead::backend::cuda::CudaDevice;
 use lmhead_gpu::needs::{GpuTest, Needs, first_sentence};
 use lmhead_gpu::recorded::Recorded;
-use lmhead_gpu::{kernels, products};
+use lmhead_gpu::{kernels, products, windows};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -44,7 +44,12 @@ fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     // One test at a time on one stream, so that a fault is reported with its own launch.
     args.test_threads = Some(1);
-    let tests = products::TESTS.iter().chain(kernels::TESTS).chain(microkernels::TESTS).chain(memory::TESTS);
+    let tests = products::TESTS
+        .iter()
+        .chain(kernels::TESTS)
+        .chain(windows::TESTS)
+        .chain(microkernels::TESTS)
+        .chain(memory::TESTS);
     let trials = tests.map(trial);
     #[cfg(feature = "nccl")]
     let trials = trials.chain(nccl::trials());

@@ -260,6 +260,7 @@ for one in $wanted; do
       tests vocabularies run.log 60 products::every_vocabulary
       tests many_tiles run.log 20 products::more_tiles
       tests memory run.log 20 memory::
+      tests windows run.log 30 windows::
       step program run.log 30 \
         ./lmhead run --backend cuda --preset tiny --rows 3,0,2 --lmhead-tp-size 3 --check
       sanitize initcheck 60

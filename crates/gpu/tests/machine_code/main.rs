@@ -5,9 +5,11 @@
 #[cfg(feature = "cuda")]
 mod answers;
 mod expectations;
+mod faults;
 mod wrappers;
 
-use expectations::{Expectation, all_faults, faults};
+use expectations::Expectation;
+use faults::{all_faults, faults};
 use lmhead_gpu::code::{Code, parse};
 
 /// cuobjdump 13.2 on a fatbin of two kernels: `multiply` (one mma.sync) and `pick` (an array in local

@@ -208,7 +208,7 @@ pub fn headers_are_compared<D: KernelDevice>(backend: &DeviceBackend<D>, seed: u
         assert_eq!(got, want, "seed {seed}, case {case}: member {other} of {members}, seen by {me}");
         let told = loaded.capacity_steps().expect("counted").mismatch();
         let theirs = |member: usize| headers[member * pitch..][..HEADER_BYTES].to_vec();
-        // If the own header differs, it is reported together with the one that it was compared with.
+        // If this rank's header differs, it is reported together with the one that it was compared with.
         let wanted = wanted.map(|member| if member == me { me / ranks * ranks } else { member });
         let want = wanted.map(|member| {
             (1, member, [own, theirs(member)].map(|bytes| bytes.try_into().expect("a header")))

@@ -12,7 +12,7 @@ use lmhead::backend::{Backend, Job, LoadedShard, On, Out, Pass, Wanted};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
-use lmhead::finish::{self, Finish, Messages, Places, RowSampling, Scratch};
+use lmhead::finish::{self, Finish, FinishScratch, Messages, Places, RowSampling};
 use lmhead::layout::shard_range;
 use lmhead::memory::{Memory, Span, SpanMut};
 use lmhead::merge::{Candidate, NO_TARGET};
@@ -33,7 +33,7 @@ struct Drawn {
 }
 
 /// The candidates of some rows from every shard.
-struct Rows {
+struct DrawRows {
     vocab: usize,
     shards: Vec<Range<usize>>,
     params: Vec<SamplingParams>,
@@ -48,7 +48,7 @@ fn places(params: &SamplingParams, vocab: usize, ids: usize) -> usize {
     if listed { params.top_k.min(ids) } else { 1 }
 }
 
-impl Rows {
+impl DrawRows {
     fn random(vocab: usize, shards: usize, rows: usize, random: &mut Random) -> Self {
         let shards: Vec<_> = (0..shards).map(|i| shard_range(vocab, shards, i)).collect();
         let params: Vec<_> = (0..rows).map(|_| random_params(vocab, random)).collect();
@@ -76,7 +76,7 @@ impl Rows {
         }
         let word = |random: &mut Random| if random.below(9) == 0 { LMHEAD_STATUS_BAD_INDEX } else { 0 };
         let own = (0..rows).map(|_| word(random)).collect();
-        let mut rows = Rows { vocab, shards, params, own, candidates };
+        let mut rows = DrawRows { vocab, shards, params, own, candidates };
         for row in 0..rows.params.len() {
             let shard = random.below(rows.shards.len());
             if let (0, Some(first)) = (random.below(8), rows.candidates[shard][row].first_mut()) {
@@ -124,7 +124,7 @@ impl Rows {
             tokens: SpanMut::host(&mut tokens[..]),
             row_status: SpanMut::host(&mut status[..]),
         };
-        finish::on_host(what, &mut Scratch::default())?;
+        finish::on_host(what, &mut FinishScratch::default())?;
         Ok(Drawn { ids, tokens, status })
     }
 
@@ -161,7 +161,7 @@ impl Rows {
             tokens: if tokens_there { there.span_mut() } else { SpanMut::host(&mut here[..]) },
             row_status: status.span_mut(),
         };
-        loaded.finish(what, &mut Scratch::default(), &mut On::default()).expect("draws");
+        loaded.finish(what, &mut FinishScratch::default(), &mut On::default()).expect("draws");
         let tokens = if tokens_there { bytemuck::pod_collect_to_vec(&there.read()) } else { here };
         Drawn { ids: bytemuck::pod_collect_to_vec(&ids.read()), tokens, status: status.read() }
     }
@@ -209,7 +209,7 @@ pub fn are_the_hosts<D: KernelDevice>(backend: &DeviceBackend<D>, seed: u64) {
         [(1, 1, 3), (63, 1, 9), (65, 2, 12), (200, 7, 12), (500, 3, 20), (1300, 2, 10), (2100, 40, 10)];
     for (i, (vocab, shards, n)) in sizes.into_iter().enumerate() {
         let mut random = Random(seed + i as u64);
-        let rows = Rows::random(vocab, shards, n, &mut random);
+        let rows = DrawRows::random(vocab, shards, n, &mut random);
         let what = format!("{vocab} ids, {shards} shards, {n} rows, seed {seed}");
         let wanted = rows.on_host(Places::ByKind).expect("draws");
         for (layout, there) in [
@@ -238,12 +238,12 @@ fn bad_rows_are_told<D: KernelDevice>(backend: &DeviceBackend<D>, loaded: &mut d
         let params = vec![plain, listed, plain, listed, plain, listed];
         let candidates = [0, 128].map(|first| params.iter().map(|params| row(first, params)).collect());
         let shards = vec![0..128, 128..200];
-        Rows { vocab: 200, shards, own: vec![0; 6], params, candidates: candidates.into() }
+        DrawRows { vocab: 200, shards, own: vec![0; 6], params, candidates: candidates.into() }
     };
     let good = make().on_host(Places::ByKind).expect("draws");
     assert_eq!(good.status, [0; 6]);
     // Rows that are not listed in `bad` must not change.
-    let mut check = |rows: &Rows, layout: Places, shorter: usize, bad: &[(usize, u8)]| {
+    let mut check = |rows: &DrawRows, layout: Places, shorter: usize, bad: &[(usize, u8)]| {
         let got = rows.on_device(backend, loaded, (layout, shorter), (true, true));
         for row in 0..6 {
             let what = bad.iter().find(|(wrong, _)| *wrong == row);
@@ -374,7 +374,7 @@ pub fn misplaced_messages_are_refused<D: KernelDevice>(backend: &DeviceBackend<D
             tokens,
             row_status: rest.part(0..4),
         };
-        let refused = loaded.finish(what, &mut Scratch::default(), &mut On::default()).unwrap_err();
+        let refused = loaded.finish(what, &mut FinishScratch::default(), &mut On::default()).unwrap_err();
         assert!(refused.to_string().contains(name), "{name}: {refused}");
     }
 }
@@ -622,7 +622,7 @@ pub fn are_as_often_as_the_softmax_says<D: KernelDevice>(backend: &DeviceBackend
             tokens: SpanMut::host::<u32>(&mut []),
             row_status: status.span_mut(),
         };
-        loaded[0].finish(what, &mut Scratch::default(), &mut On::default()).expect("draws");
+        loaded[0].finish(what, &mut FinishScratch::default(), &mut On::default()).expect("draws");
         assert_eq!(status.read(), [0; DRAWS], "{name}");
         let mut counts = vec![0; logits.len()];
         let ids: Vec<i64> = bytemuck::pod_collect_to_vec(&ids.read());

@@ -9,7 +9,7 @@ use lmhead::backend::{Backend, LoadedShard, On};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::finish::columns::status_at;
-use lmhead::finish::{Finish, Messages, Scratch};
+use lmhead::finish::{Finish, FinishScratch, Messages};
 use lmhead::layout::shard_range;
 use lmhead::memory::{Memory, Span};
 use proptest::prelude::*;
@@ -148,7 +148,7 @@ impl LogitsCase {
             },
             Finish::Status { words: own.span(), row_status: of_words.span_mut() },
         ] {
-            loaded.finish(what, &mut Scratch::default(), &mut On::default()).expect("an answer");
+            loaded.finish(what, &mut FinishScratch::default(), &mut On::default()).expect("an answer");
         }
         (logits.read(), statuses.each_ref().map(Placed::read))
     }

@@ -14,7 +14,7 @@ use lmhead::backend::{Backend, HistogramQuery, Job, LoadedShard, On, Out, Pass, 
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
-use lmhead::finish::{Finish, Messages, Scratch};
+use lmhead::finish::{Finish, FinishScratch, Messages};
 use lmhead::memory::{Memory, Span, SpanMut};
 use lmhead::merge::{Candidate, ExpSum, Merge, NO_TARGET, PartialMut, PartialSpec};
 use lmhead::rows::HiddenRows;
@@ -309,7 +309,7 @@ fn damaged_messages_are_rows_of_bad_input<D: KernelDevice>(backend: &DeviceBacke
     let row = |row: usize| (ROWS + row) * stride;
     let partial = size_of::<PartialRow>();
     bytes[row(0) + offset_of!(PartialRow, candidates)..][..4].copy_from_slice(&(k as u32 + 1).to_le_bytes());
-    bytes[row(1) + offset_of!(PartialRow, none)] = 1;
+    bytes[row(1) + offset_of!(PartialRow, reserved)] = 1;
     bytes[row(2) + offset_of!(PartialRow, top)..][..4].copy_from_slice(&100_000i32.to_le_bytes());
     bytes[row(3) + partial + 4..][..4].copy_from_slice(&127u32.to_le_bytes());
     bytes[row(4) + partial..][..4].copy_from_slice(&f32::INFINITY.to_le_bytes());
@@ -341,7 +341,7 @@ fn damaged_messages_are_rows_of_bad_input<D: KernelDevice>(backend: &DeviceBacke
         logsumexp: sums.span_mut(),
         row_status: status.span_mut(),
     };
-    loaded.finish(what, &mut Scratch::default(), &mut On::default()).expect("an answer");
+    loaded.finish(what, &mut FinishScratch::default(), &mut On::default()).expect("an answer");
     assert_eq!(status.read(), [3, 3, 3, 3, 3, 3, 3, 0]);
     let ids: Vec<i64> = bytemuck::pod_collect_to_vec(&ids.read());
     let values: Vec<f32> = bytemuck::pod_collect_to_vec(&values.read());

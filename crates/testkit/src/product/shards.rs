@@ -134,7 +134,7 @@ impl<'d, D: KernelDevice> Placed<'d, D> {
 
 /// How the rows are given.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Rows {
+enum RowForm {
     Packed,
     Strided,
     /// Selected by indices of this many bytes, with gaps between rows.
@@ -330,7 +330,7 @@ impl ShardCase {
             assert_eq!((bits(&got), words), expected, "{dtype} in host memory");
         }
         // Rows in every form, logits in every form.
-        let forms = [Rows::Packed, Rows::Strided, Rows::Selected(4), Rows::Selected(8)];
+        let forms = [RowForm::Packed, RowForm::Strided, RowForm::Selected(4), RowForm::Selected(8)];
         for (i, form) in forms.into_iter().enumerate() {
             for (from, to) in
                 [(own, own), (Memory::Host, Memory::Host), (own, Memory::Host), (Memory::Host, own)]
@@ -396,19 +396,19 @@ impl ShardCase {
         &self,
         backend: &DeviceBackend<D>,
         bytes: &[u8],
-        form: Rows,
+        form: RowForm,
         memory: Memory,
         run: impl FnOnce(HiddenRows<'_>, Vec<Option<usize>>),
     ) {
         let row_bytes = self.hidden * self.dtype.size();
-        let stride = if form == Rows::Packed { row_bytes } else { row_bytes + 3 * self.dtype.size() };
+        let stride = if form == RowForm::Packed { row_bytes } else { row_bytes + 3 * self.dtype.size() };
         let mut spread = vec![0xff; self.rows * stride];
         for (to, from) in spread.chunks_mut(stride).zip(bytes.chunks(row_bytes)) {
             to[..row_bytes].copy_from_slice(from);
         }
         let source = Placed::new(backend, memory, &spread);
         let rows = HiddenRows::strided(source.span(), self.dtype, self.rows, self.hidden, stride).unwrap();
-        let Rows::Selected(size) = form else { return run(rows, (0..self.rows).map(Some).collect()) };
+        let RowForm::Selected(size) = form else { return run(rows, (0..self.rows).map(Some).collect()) };
         // Adjustments belong to output rows, so the selected rows keep their order.
         let mut numbers: Vec<i64> = (0..self.rows as i64).collect();
         if memory != Memory::Host {

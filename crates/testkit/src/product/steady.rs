@@ -11,7 +11,7 @@ use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
 use lmhead::finish::columns::{row_stride, status_at};
-use lmhead::finish::{Finish, Messages, Places, RowSampling, Scratch};
+use lmhead::finish::{Finish, FinishScratch, Messages, Places, RowSampling};
 use lmhead::memory::{Memory, Span, SpanMut, Stream};
 use lmhead::merge::Candidate;
 use lmhead::merge::PartialSpec;
@@ -194,7 +194,7 @@ impl<D: KernelDevice> Calls<'_, D> {
         self.finishes(name, (&message, &partials, &told, &drawn), &targets, &params);
         let [mut status, mut ids] = [ROWS, 8 * ROWS * MANY.k].map(|bytes| space(backend, memory, bytes));
         let [mut values, mut sums] = [4 * ROWS * MANY.k, 4 * ROWS].map(|bytes| space(backend, memory, bytes));
-        let mut scratch = Scratch::default();
+        let mut scratch = FinishScratch::default();
         self.steady(format!("{name}: finish of many"), |loaded, stream| {
             let what = Finish::TopK {
                 from: messages(&many),
@@ -217,7 +217,7 @@ impl<D: KernelDevice> Calls<'_, D> {
         params: &SamplingParams,
     ) {
         let (backend, memory) = (self.backend, self.memory);
-        let mut scratch = Scratch::default();
+        let mut scratch = FinishScratch::default();
         let mut status = space(backend, memory, ROWS);
         let mut ids = space(backend, memory, 8 * ROWS * 5);
         let mut more_ids = space(backend, memory, 8 * ROWS * 5);

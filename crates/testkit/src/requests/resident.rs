@@ -86,7 +86,7 @@ impl<D: KernelDevice> Resident<D> {
     /// Runs steps in the memory of a rank's device, on a stream of its own.
     pub fn stepper(&self, rank: usize) -> OnDevice<'_, D> {
         let device = self.place(rank);
-        OnDevice { room: Room { device, stream: device.stream() }, kept: Mutex::default() }
+        OnDevice { room: DeviceMemory { device, stream: device.stream() }, kept: Mutex::default() }
     }
 
     fn place(&self, rank: usize) -> &Place<D> {
@@ -114,12 +114,12 @@ impl<D: KernelDevice> Place<D> {
 }
 
 /// One rank's memory on the device.
-struct Room<'d, D: KernelDevice> {
+struct DeviceMemory<'d, D: KernelDevice> {
     device: &'d Place<D>,
     stream: Stream,
 }
 
-impl<D: KernelDevice> Room<'_, D> {
+impl<D: KernelDevice> DeviceMemory<'_, D> {
     fn bytes(&self, bytes: usize) -> Box<dyn Allocation> {
         let backend = &self.device.backend;
         backend.allocate(backend.memory(), bytes, "test").unwrap()
@@ -232,7 +232,7 @@ pub(crate) struct PlacedInputs {
 
 impl PlacedInputs {
     fn new<D: KernelDevice>(
-        room: &Room<'_, D>,
+        room: &DeviceMemory<'_, D>,
         targets: Option<&[i64]>,
         sampling: Option<&[SamplingParams]>,
         adjustments: Option<Adjustments<'_>>,
@@ -307,7 +307,7 @@ impl PlacedInputs {
 
 /// Runs one rank's steps with rows and answers in its device's memory.
 pub struct OnDevice<'d, D: KernelDevice> {
-    room: Room<'d, D>,
+    room: DeviceMemory<'d, D>,
     kept: Mutex<Vec<Box<dyn Allocation>>>,
 }
 
@@ -371,7 +371,7 @@ impl Case {
         let counts = self.counts(&self.rows[first..first + group.replicas()], self.rows[dp]);
         let mut head =
             LmHead::new(&self.config, group, shard, exchange, Arc::clone(&device.backend)).unwrap();
-        let memory = Room { device, stream: device.stream() };
+        let memory = DeviceMemory { device, stream: device.stream() };
 
         // Rows lie in reverse order with gaps between them, and are selected by index.
         let (rows, row_bytes) = (self.rows[dp], self.head.hidden * self.head.dtype.size());
@@ -503,7 +503,7 @@ struct Arrays {
 }
 
 impl Arrays {
-    fn place<D: KernelDevice>(&self, room: &Room<'_, D>) -> PlacedInputs {
+    fn place<D: KernelDevice>(&self, room: &DeviceMemory<'_, D>) -> PlacedInputs {
         PlacedInputs {
             targets: self.targets.as_ref().map(|targets| room.with(targets)),
             sampling: self.sampling.as_ref().map(|(seeds, positions, temperature, top_k, top_p, min_p)| {
@@ -557,7 +557,7 @@ pub fn steady_steps<D: KernelDevice>(
         let (shard, exchange) = (test.shard(group.shard(VOCAB, rank)), Arc::clone(&endpoints[rank]));
         let mut head =
             LmHead::new(&test.config(), group, shard, exchange, Arc::clone(&device.backend)).unwrap();
-        let room = Room { device, stream: device.stream() };
+        let room = DeviceMemory { device, stream: device.stream() };
         let rows = room.with(&test.rows(ROWS, rank as u64));
         let indices: Vec<i64> = if rank == 0 { vec![3, -1, 0, ROWS as i64] } else { vec![0, 1, 2, 3] };
         let indices = room.with(&indices);

@@ -130,7 +130,7 @@ KERNEL(broken_check_capacity, Broken<CheckCapacityParams>, 256, 1) {
   differs = least_of_lanes(differs);
   if (lane == 0) st_shared_u32(dynamic_shared() + 4 * warp, differs);
   if (how != 8) barrier_sync_all();
-  // 9: what the own warp has compared
+  // 9: what this warp has compared
   for (uint32_t other = 0; other < kWarps && how != 9; ++other) {
     const uint32_t theirs = ld_shared_u32(dynamic_shared() + 4 * other);
     differs = theirs < differs ? theirs : differs;
@@ -152,7 +152,7 @@ KERNEL(broken_check_capacity, Broken<CheckCapacityParams>, 256, 1) {
     st_global_u32(p.positions + n, uint32_t(position));
   }
   if (differs == kNobody || (load_u64(&p.state->mismatched) && how != 13)) return;  // 13: the last is kept
-  const uint32_t shown = differs == p.me && how != 14 ? p.me / p.ranks * p.ranks : differs;  // 14: the own
+  const uint32_t shown = differs == p.me && how != 14 ? p.me / p.ranks * p.ranks : differs;  // 14: its own
   if (how != 15) barrier_sync_all();
   if (threadIdx.x < kHalves) {
     st_global_u16(p.state->own + threadIdx.x, ld_global_u16(own + 2 * threadIdx.x));

@@ -16,8 +16,8 @@ constexpr uint32_t kThreads = 256, kWarps = kThreads / 32, kBins = 256;
 constexpr uint32_t kInfinity = 0x7f800000u, kDamagedCut = UINT32_MAX;
 
 DEVICE bool wants_cut(const SamplingRow &row, uint32_t vocab, bool masses) {
-  const Kind kind = kind_of(row, vocab);
-  if (kind != Kind::kListed && kind != Kind::kCut) return false;
+  const DrawKind kind = kind_of(row, vocab);
+  if (kind != DrawKind::kListed && kind != DrawKind::kCut) return false;
   return masses ? row.top_p < 1 : row.top_k > 0 && row.top_k < vocab;
 }
 
@@ -70,7 +70,7 @@ KERNEL(broken_begin_cuts, Broken<CutRowsParams>, 256, 4) {
   const float least = sampling.min_p > 0 ? least_of(sampling.min_p) : -__builtin_inff();
   const KeptLogits kept = {max, sampling.temperature, least, -__builtin_inff(), 0, row};
   // 8: a row without filters is filtered
-  const uint32_t filtered = kind_of(sampling, p.vocab) != Kind::kBest || how == 8;
+  const uint32_t filtered = kind_of(sampling, p.vocab) != DrawKind::kBest || how == 8;
   const HeldWanted wanted = {
       kept, damaged ? uint32_t(LMHEAD_DAMAGED) : filtered, 0, sampling.seed, sampling.position, row};
   tell(p.wanted + row, wanted);
@@ -146,7 +146,7 @@ KERNEL(broken_learn_cuts, Broken<LearnCutsParams>, 256, 4) {
     for (uint32_t shard = 0; shard < p.shards; ++shard) sum += word(shard, threadIdx.x);
   st_shared_v2(bins + 8 * threadIdx.x, {uint32_t(sum), uint32_t(sum >> 32)});
   if (how != 6) barrier_sync_all();
-  // 7: the histograms that the own warp has checked
+  // 7: the histograms that this warp has checked
   for (uint32_t other = 0; other < kWarps && how != 7; ++other)
     fits &= ld_shared_u32(fits_at + 4 * other) != 0;
 

@@ -72,9 +72,9 @@ KERNEL(broken_flags, ProbeParams, 64, 1) {
 // stage to both blocks, and a warp of each adds up what has arrived, for four stages.
 KERNEL(broken_bulk_multicast, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x, rank = cluster_block_rank();
-  // 1 released to the own block only; 2 released before it was read; 3 copied to the neighbour only; 4 to the
-  // own block only; 5 to a third block; 6 to no block; 7 no barrier.cluster at the start; 8 none at the end;
-  // 9 both copy the same half; 10 only the own half's bytes are expected; 11 no wait for the stage to be
+  // 1 released to this block only; 2 released before it was read; 3 copied to the neighbour only; 4 to this
+  // block only; 5 to a third block; 6 to no block; 7 no barrier.cluster at the start; 8 none at the end;
+  // 9 both copy the same half; 10 only this half's bytes are expected; 11 no wait for the stage to be
   // empty; 12 no wait for it to be full; 13 a size that is no multiple of 16; 14 from an odd address; 15 from
   // beyond the array; 16 the neighbour's barrier.
   const auto full = [&](uint32_t k) { return s + 1024 + 8 * (k % 2); };

@@ -84,15 +84,6 @@ DEVICE Row look_at(const PartialParts &p, uint32_t how, uint32_t row, Best &best
   return all;
 }
 
-DEVICE double logsumexp_of(const Row &all, const Best &best) {
-  return best.count ? logsumexp(all.sum, mov_f32_b32(ld_shared_v2(best.at(0)).x)) : constant(kNan64);
-}
-
-DEVICE float logprob(float logit, double lse) {
-  const double difference = subtract(cvt_f64_f32(logit), lse);
-  return cvt_rn_f32_f64(difference < 0 ? difference : 0);
-}
-
 }  // namespace
 
 KERNEL(broken_finish_lists, Broken<FinishParams>, 64, 4) {
@@ -196,5 +187,5 @@ KERNEL(broken_place_lists, Broken<PlaceListsParams>, 64, 4) {
   if (place >= p.n && how != 28) return;  // 28: candidates behind the last place
   store_id(ids + place, int64_t(candidate.y));
   const float logit = mov_f32_b32(candidate.x);
-  st_global_f32(values + place, p.logprobs && how != 29 ? logprob(logit, lse) : logit);  // 29: logits
+  st_global_f32(values + place, p.logprobs && how != 29 ? logprob(logit, lse) : logit);  // 29: no logprobs
 }

@@ -32,7 +32,7 @@ DEVICE void merge_warps(Draw &drawn, uint32_t how) {
     st_shared_v2(own + 16, {drawn.id, mov_b32_f32(drawn.logit)});
   }
   if (how != 14) barrier_sync_all();
-  for (uint32_t from = at; from < at + 24 * (how == 15 ? 1 : kWarps); from += 24) {  // 15: of one warp
+  for (uint32_t from = at; from < at + 24 * (how == 15 ? 1 : kWarps); from += 24) {  // 15: first warp only
     Draw theirs;
     theirs.best = {read(from), read(from + 8)};
     const U32x2 id_logit = ld_shared_v2(from + 16);
@@ -47,7 +47,7 @@ KERNEL(broken_merge_draws, Broken<MergeDrawsParams>, 64, 4) {
   const MergeDrawsParams &p = params.right;
   const uint32_t how = params.how, number = blockIdx.x, lane = lane_id();
   wait_or_not(how);
-  const SamplingRow row = load_sampling(p.sampling + (how == 2 ? 0 : number));  // 2: of the first row
+  const SamplingRow row = load_sampling(p.sampling + (how == 2 ? 0 : number));  // 2: the first row's
   // 3: rows of whole warps
   const uint32_t pitch = how == 3 ? (p.tiles + 31) / 32 * 32 : p.tiles;
   const Candidate *own = p.candidates + uint64_t(number) * pitch;
@@ -72,7 +72,7 @@ KERNEL(broken_merge_draws, Broken<MergeDrawsParams>, 64, 4) {
   if (status & p.nonfinite) value = 0x7fc00000u;
   const bool none = status & LMHEAD_STATUS_BAD_INDEX && how != 10;  // 10: a bad index is not told
   // 11: filters are not asked for
-  const bool more = kind_of(row, p.vocab) != Kind::kBest && how != 11;
+  const bool more = kind_of(row, p.vocab) != DrawKind::kBest && how != 11;
   if (none || !is_legal(row) || more) value = 0x7f800000u;
   st_global_v2(p.out + number, {value, nobody && how != 12 ? 0 : drawn.id});  // 12: nobody's id
 }
@@ -180,7 +180,7 @@ KERNEL(broken_finish_draw, Broken<FinishDrawParams>, 64, 2) {
   const uint32_t how = params.how, number = blockIdx.x;
   wait_or_not(how);
   const SamplingRow row = load_sampling(p.sampling + number);
-  const List list = {p, how, kind_of(row, p.vocab) == Kind::kListed, row.top_k};
+  const List list = {p, how, kind_of(row, p.vocab) == DrawKind::kListed, row.top_k};
   Seen seen = look(list, number);
   if (!is_legal(row) && how != 16) seen.status |= kDamaged;  // 16: any parameters
   if (p.status && how != 17) seen.status |= ld_global_u32(p.status + number);  // 17: the shards' word

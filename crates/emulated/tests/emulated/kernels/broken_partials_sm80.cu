@@ -223,7 +223,7 @@ KERNEL(broken_logits, Broken<FinishLogitsParams>, 256, 4) {
   for (uint32_t id = own.first; id < own.end;) {
     const uint32_t i = owner_of(p.vocab, p.shards, id);
     const Ids ids = shard_ids(p.vocab, p.shards, i);
-    // 3: the ids of one shard
+    // 3: all ids from the first shard
     const uint32_t end = ids.end < own.end && how != 3 ? ids.end : own.end, bytes = (end - id) * size;
     // 5: rows that lie close together
     uint8_t *to = p.logits + row * (how == 5 ? p.vocab * size : p.logits_pitch) + uint64_t(id) * size;

@@ -207,7 +207,7 @@ KERNEL(broken_pack_adjustments, Broken<PackAdjustmentsParams>, 256, 4) {
   Ids ids = {0, 0};
   uint64_t before = 0;
   for (uint32_t j = 0; j <= to; ++j) {
-    // 13: messages of the own rows alone
+    // 13: messages of this rank's rows alone
     before += (how == 13 ? p.rows : rows) * message_bytes(places, ids.end - ids.first);
     ids = shard_ids(p.vocab, p.shards, p.first_shard + j * p.shard_step);
   }

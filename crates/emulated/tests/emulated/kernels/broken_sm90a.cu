@@ -257,11 +257,11 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
   }
   uint32_t v = 0;
   if (how == 3) {
-    v = ld_shared_u32(word);  // another block's address with the own block's instruction
+    v = ld_shared_u32(word);  // another block's address, an instruction for this block's memory
   } else if (how == 4) {
     v = ld_shared_cluster_u32(mapa(s + 4 * t, 2));  // a third block
   } else if (how >= 6 && how <= 16) {
-    // A neighbour's address in instructions that only take one of the own block.
+    // A neighbour's address in instructions that only take one of this block.
     const uint32_t far = mapa(s + 128, rank ^ 1);
     if (t == 0) {
       mbarrier_init(s + 128, 1);

@@ -13,8 +13,8 @@ struct BrokenProducer : Producer<T> {
   using Producer<T>::p;
   uint32_t how;
 
-  // piece of Producer.
-  DEVICE void piece(const Walk<T> &at, const Ring<T> &to) const {
+  // tail_tile of Producer.
+  DEVICE void tail_tile(const Walk<T> &at, const Ring<T> &to) const {
     const matmul::TileCoord ids = tile_coord<T>(p, at.tile);
     const uint32_t here = at.here(p), groups = (ids.end_id - ids.first_id - 1) / kGroupIds + 1;
     const uint32_t promised = how == 25 ? kBlockGroups : groups;  // 25: those of a whole tile
@@ -32,8 +32,8 @@ struct BrokenProducer : Producer<T> {
   }
 
   DEVICE void stage(const Walk<T> &at, const Ring<T> &to) const {
-    if (is_piece<T>(p, at.tile)) {
-      piece(at, to);
+    if (is_tail_tile<T>(p, at.tile)) {
+      tail_tile(at, to);
     } else if (how == 6) {  // the rows' bytes are not expected
       const uint32_t here = at.here(p);
       mbarrier_arrive_expect_tx(to.full(), here * T::kBlocks * kBlockBytes);
@@ -142,8 +142,9 @@ struct BrokenConsumer : Consumer<T> {
       if (how == 10) finished = 0;  // the last of a tile is never given back
       release();
       matmul::TileCoord at = tile_coord<T>(p, tile);
-      if (how == 21 && is_piece<T>(p, tile)) at.end_id = at.first_id + T::kBlockN;  // spare ids are stored
-      if (how == 22 && is_piece<T>(p, tile))
+      // 21: spare ids are stored
+      if (how == 21 && is_tail_tile<T>(p, tile)) at.end_id = at.first_id + T::kBlockN;
+      if (how == 22 && is_tail_tile<T>(p, tile))
         finish_unmasked(at, d);
       else
         this->finish(at, d);

@@ -38,6 +38,37 @@ KERNEL(probe_flags, ProbeParams, 32, 1) {
   st_global_u32(params.out + 80 + 32 * block + lane, v);
 }
 
+// Each block of a rank exchanges words with one of another rank's kernel, n[0] times; the other rank's blocks
+// are counted from behind. in: the other rank's `out`, which this one stores to. n[1]: the longest wait for a
+// flag, in milliseconds; n[2]: the rank; n[3]: 1: stores before the wait for the kernel before. out: 80 words
+// of each block, which are its flag, in how many rounds words came, and, from 16 on, 32 words of the other
+// rank for even and for odd rounds; behind them, what each lane has computed.
+PEER_KERNEL(probe_peers, ProbeParams, 32) {
+  const uint32_t lane = lane_id(), block = blockIdx.x;
+  uint32_t *mine = params.out + 80 * block;
+  uint32_t *theirs = const_cast<uint32_t *>(params.in) + 80 * (gridDim.x - 1 - block);
+  if (params.n[3] == 1) st_global_u32(mine + 2, 0);
+  griddepcontrol_wait();
+  uint32_t v = 0, came = 1;
+  for (uint32_t round = 1; came != 0 && round <= params.n[0]; ++round) {
+    const uint32_t at = 16 + 32 * (round % 2) + lane;
+    st_global_u32(theirs + at, 3 * v + lane + 7 * block + params.n[2]);
+    bar_warp_sync();
+    if (lane == 0) {
+      st_release_sys_u32(theirs, round);
+      const uint64_t begin = globaltimer();
+      while (came != 0 && ld_acquire_sys_u32(mine) < round)
+        came = globaltimer() - begin < uint64_t(params.n[1]) * 1000000;
+    }
+    came = shfl_idx(came, 0);
+    if (came == 0) continue;
+    bar_warp_sync();
+    v = ld_global_u32(mine + at) + round;
+    if (lane == 0) st_global_u32(mine + 1, round);
+  }
+  st_global_u32(params.out + 80 * gridDim.x + 32 * block + lane, v);
+}
+
 // One block stores n[0] words and sets a flag; another brings them to its shared memory by a bulk copy. out:
 // the flag, the words from 16 on, and after them what arrived.
 KERNEL(probe_flags_bulk, ProbeParams, 32, 1) {

@@ -10,7 +10,7 @@ DEVICE void figures(uint32_t *&out) {
   for (uint32_t figure : all) ptx::st_global_u32(out++, figure);
 }
 
-// Of weights and rows with elements of the same size.
+// Figures of tiles with weights and rows of the same element size.
 template <class Type>
 DEVICE void figures_of_alike(uint32_t *&out) {
   figures<hopper::Tile<Type, 64, 8, 4>>(out), figures<hopper::Tile<Type, 64, 16, 4>>(out);
@@ -19,7 +19,7 @@ DEVICE void figures_of_alike(uint32_t *&out) {
   figures<hopper::Tile<Type, 128, 128, 1>>(out), figures<hopper::Tile<Type, 256, 128, 1>>(out);
 }
 
-// Of 8-bit weights and 16-bit rows.
+// Figures of tiles with 8-bit weights and 16-bit rows.
 template <class Type>
 DEVICE void figures_of_widened(uint32_t *&out) {
   figures<hopper::Tile<Type, 64, 32, 2>>(out), figures<hopper::Tile<Type, 64, 64, 2>>(out);

@@ -12,11 +12,11 @@ use lmhead::head::StepOptions;
 use lmhead::result::Request;
 use lmhead::rows::RowCounts;
 use lmhead::sampling::Filters;
-use lmhead_gpu::captured_steps::{Kind, Stepper};
+use lmhead_gpu::captured_steps::{CapturedKind, Stepper};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-const KIND: Kind = Kind {
+const KIND: CapturedKind = CapturedKind {
     tp: 1,
     split: false,
     padded: true,
@@ -38,7 +38,7 @@ fn ranks_that_capture_different_steps_are_named() {
 #[test]
 #[ignore = "needs the fake libraries: ranks_that_capture_different_steps_are_named runs it"]
 fn in_child_mismatch() {
-    for kind in [KIND, Kind { tp: 2, split: true, ..KIND }] {
+    for kind in [KIND, CapturedKind { tp: 2, split: true, ..KIND }] {
         let meeting = Barrier::new(4);
         each_ranked(4, |ranked| {
             let me = ranked.exchange.me();
@@ -82,14 +82,14 @@ fn a_replicas_ranks_with_other_rows_are_named() {
 #[test]
 #[ignore = "needs the fake libraries: a_replicas_ranks_with_other_rows_are_named runs it"]
 fn in_child_inputs() {
-    let kind = Kind { tp: 2, hidden: 33, ..KIND };
+    let kind = CapturedKind { tp: 2, hidden: 33, ..KIND };
     for (request, filters) in [
         (kind.request, Filters::ByHost),
         (Request::sample(), Filters::None),
         (Request::sample(), Filters::ByDevice),
         (Request::logprobs(0), Filters::ByHost),
     ] {
-        other_rows(Kind { request, filters, ..kind });
+        other_rows(CapturedKind { request, filters, ..kind });
     }
 }
 
@@ -143,7 +143,8 @@ fn a_rank_that_has_released_its_memory_agrees_with_its_replica() {
 #[ignore = "needs the fake libraries: a_rank_that_has_released_its_memory_agrees_with_its_replica runs it"]
 fn in_child_released() {
     each_ranked(4, |ranked| {
-        let mut stepper = Stepper::new(&ranked.device, ranked.exchange.clone(), Kind { tp: 2, ..KIND }, SOON);
+        let mut stepper =
+            Stepper::new(&ranked.device, ranked.exchange.clone(), CapturedKind { tp: 2, ..KIND }, SOON);
         stepper.bring_rows(1);
         if ranked.exchange.me() == 2 {
             stepper.head.release_memory();
@@ -158,7 +159,7 @@ fn in_child_released() {
     all_are_destroyed();
 }
 
-fn other_rows(kind: Kind) {
+fn other_rows(kind: CapturedKind) {
     each_ranked(4, |ranked| {
         let me = ranked.exchange.me();
         let mut stepper = Stepper::new(&ranked.device, ranked.exchange.clone(), kind, SOON);
@@ -191,7 +192,7 @@ fn in_child_adjustments() {
     let adjustments = DeviceAdjustments { allowed: true, logit_bias: 2, counts: 1 };
     each_ranked(4, |ranked| {
         let me = ranked.exchange.me();
-        let kind = Kind { tp: 2, adjustments, ..KIND };
+        let kind = CapturedKind { tp: 2, adjustments, ..KIND };
         let mut stepper = Stepper::new(&ranked.device, ranked.exchange.clone(), kind, SOON);
         stepper.bring_biased(1, 3.0);
         let graph = stepper.capture().expect("a graph");

@@ -108,6 +108,141 @@ fn in_child_split() {
     all_are_destroyed();
 }
 
+/// The first version whose windows are used.
+const WITH_WINDOWS: (&str, &str) = ("FAKE_NCCL_VERSION", "23102");
+
+fn problem<T: std::fmt::Debug>(refused: Result<T, Fault>) -> String {
+    match refused {
+        Err(Fault::Broken { problem, .. }) => problem,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Waits until the memory of all windows is freed, by threads that may outlast a drop.
+fn windows_are_freed() {
+    let (fake, until) = (FakeNccl::loaded(), Instant::now() + SOON);
+    while fake.count("memories") > 0 {
+        assert!(Instant::now() < until, "memory of windows is left");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(fake.count("windows"), 0);
+}
+
+#[test]
+fn members_write_to_each_others_windows() {
+    on_nccl("communicators::in_child_windows", &[WITH_WINDOWS]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: members_write_to_each_others_windows runs it"]
+fn in_child_windows() {
+    let (written, read) = (Barrier::new(3), Barrier::new(3));
+    each(locals(3), |me, control| {
+        let marks = stream_marks(&device(me));
+        let world = world(&marks, &*control);
+        assert!(nccl().has_windows());
+        // The second one is dropped after its communicator.
+        let [first, second] = [3, 70000].map(|bytes| world.window(bytes, soon().deadline).expect("a window"));
+        for window in [&first, &second] {
+            assert_eq!(window.peers()[me], Some(window.address()));
+            assert_eq!(window.unreachable(), Vec::<usize>::new());
+            for peer in window.peers() {
+                let place = peer.expect("an address") as usize + window.bytes() - 3 + me;
+                // SAFETY: the fake driver keeps device memory on the host; nobody else writes this byte.
+                unsafe { (place as *mut u8).write(10 + me as u8) };
+            }
+        }
+        written.wait();
+        for window in [&first, &second] {
+            let place = window.address() as usize + window.bytes() - 3;
+            // SAFETY: as above; all have written.
+            assert_eq!(unsafe { (place as *const [u8; 3]).read() }, [10, 11, 12]);
+        }
+        read.wait();
+        drop(first);
+        drop(world);
+        drop(second);
+    });
+    all_are_destroyed();
+    windows_are_freed();
+}
+
+#[test]
+fn members_on_other_nodes_have_no_address() {
+    for (team, unreachable) in [
+        ("2", "[[2, 3], [2, 3], [0, 1], [0, 1]]"),
+        // Registration succeeds without a window.
+        ("0", "[[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]"),
+    ] {
+        let says = [WITH_WINDOWS, ("FAKE_NCCL_LSA", team), ("WANTED", unreachable)];
+        on_nccl("communicators::in_child_unreachable", &says);
+    }
+}
+
+#[test]
+#[ignore = "needs the fake libraries: members_on_other_nodes_have_no_address runs it"]
+fn in_child_unreachable() {
+    let unreachable = each(locals(4), |me, control| {
+        let world = world(&stream_marks(&device(me)), &*control);
+        let window = world.window(64, soon().deadline).expect("a window");
+        assert_eq!(window.peers()[me], Some(window.address()));
+        window.unreachable()
+    });
+    assert_eq!(format!("{unreachable:?}"), std::env::var("WANTED").expect("what is wanted"));
+    all_are_destroyed();
+    windows_are_freed();
+}
+
+#[test]
+fn a_window_that_cannot_come_about_leaves_nothing() {
+    on_nccl("communicators::in_child_no_window", &[]);
+    on_libraries(fake_nccl::older_folder, "communicators::in_child_no_window", &[WITH_WINDOWS]);
+    on_nccl("communicators::in_child_late_window", &[WITH_WINDOWS]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_window_that_cannot_come_about_leaves_nothing runs it"]
+fn in_child_no_window() {
+    each(locals(2), |me, control| {
+        let world = world(&stream_marks(&device(me)), &*control);
+        assert!(!nccl().has_windows());
+        let wanted = format!("wanted an NCCL with windows, 2.31.2 or newer, got {}", nccl().version());
+        assert_eq!(problem(world.window(64, soon().deadline)), wanted);
+        // Nothing has begun: it is split as ever.
+        assert!(world.split(Some(0), 0, soon().deadline).expect("a split").is_some());
+    });
+    all_are_destroyed();
+    windows_are_freed();
+}
+
+/// Member 1 does not come; then its registration is refused.
+#[test]
+#[ignore = "needs the fake libraries: a_window_that_cannot_come_about_leaves_nothing runs it"]
+fn in_child_late_window() {
+    let fake = FakeNccl::loaded();
+    let late = || Instant::now() + Duration::from_millis(50);
+    for refused in [false, true] {
+        fake.set("WINDOW", refused.then_some("3"));
+        fake.set("RANK", Some("1"));
+        each(locals(2), |me, control| {
+            let world = world(&stream_marks(&device(me)), &*control);
+            if me == 0 {
+                let window = world.window(64, late());
+                assert_eq!(window.expect_err("a late peer"), Fault::Timeout { missing: vec![] });
+            } else if refused {
+                let problem = problem(world.window(64, soon().deadline));
+                assert!(problem.starts_with("ncclCommWindowRegister of NCCL 2.31.2: internal"), "{problem}");
+            }
+            if me == 0 || refused {
+                let again = problem(world.window(64, soon().deadline));
+                assert_eq!(again, "the communicator of NCCL was aborted");
+            }
+        });
+        all_are_destroyed();
+        windows_are_freed();
+    }
+}
+
 #[test]
 fn an_engines_communicator_is_used_and_left_to_the_engine() {
     on_nccl("communicators::in_child_lent", &[]);
@@ -137,6 +272,11 @@ fn in_child_lent() {
         // SAFETY: communicators that live until `end`.
         let borrow = |raw| unsafe { Communicator::borrow(nccl(), &marks, raw) };
         let lent = raw(&device, &*control, me);
+        let window = borrow(lent).expect("a communicator").window(64, soon().deadline);
+        assert_eq!(
+            problem(window),
+            "wanted a communicator that lmhead has made, for a window, got the engine's"
+        );
         let exchange = over(&marks, borrow(lent).expect("a communicator"), Arc::clone(&control));
         let exchange = exchange.expect("an exchange");
         assert_eq!(gather(&device, &exchange, me as u8 + 1), Ok(vec![1, 2]));

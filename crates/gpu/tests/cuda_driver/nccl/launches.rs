@@ -18,7 +18,8 @@ use lmhead_gpu::device_step::{Ask, DeviceStep, Source};
 use lmhead_testkit::TestHead;
 use std::fmt::Write;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 
 const VOCAB: usize = 1024;
 const HIDDEN: usize = 256;
@@ -88,25 +89,32 @@ fn page() -> String {
         "\
 # What a step puts on the device
 
-Written by `scripts/launch-table` from what a driver of the project's own counts (`crates/gpu/fake_driver`,
-over the emulated device); the test `{TEST}` holds it.
-None of it is a time.
+A driver of the project's own counts these (`crates/gpu/fake_driver`, over the emulated device).
+`scripts/launch-table` writes this page, and the test
+`{TEST}` compares it. None of the
+numbers is a time.
 
-One step after a warm-up, of a bf16 head of {VOCAB} x {HIDDEN}, {ROWS} rows of each rank; hidden rows,
-indices, targets, sampling parameters and answers in device memory. Several ranks exchange over NCCL in
-a static (padded) shape. `graph`: a replay of a CUDA graph that has the whole step; `eager`: a step that is
-queued anew, and waited for where there are several ranks; `asynchronous`: one that is queued anew and not
-waited for.
-Counted is what rank 0 puts on its device: kernels of this library, among them programmatic dependent launches
-and kernels that multiply by W, collectives (launches of NCCL's), memsets, copies of any kind, bytes of W that
-the products read by the sizes that they were launched with, bytes that copies bring to the host and to the
-device, and how often the host waits: for one thing after the other, with nothing queued in between, is once.
-In a graph of several ranks the {} bytes to the host are the state of the step's contract and two counters of
-the watchdog.
+Each line is one step after a warm-up, with a bf16 head of {VOCAB} x {HIDDEN} and {ROWS} rows of each rank.
+Hidden rows, indices, targets, sampling parameters and answers are in device memory. Several ranks exchange
+over NCCL in a static (padded) shape.
 
-No kernel waits for a memset: what products add to is set by a kernel in front of them. Where the device's
-code is for compute capability 9.0 or later, every kernel is a programmatic dependent launch, eager and in a
-graph: it may begin while the one in front still runs, and a product then loads weights (`kernels/step.cuh`).
+- `graph`: a replay of a CUDA graph that contains the whole step.
+- `eager`: a step that is queued anew. With several ranks the host waits for it.
+- `asynchronous`: a step that is queued anew, for which the host does not wait.
+
+The columns count what rank 0 puts on its device:
+
+- kernels of this library; of these, programmatic dependent launches, and products: kernels that multiply by W
+- collectives: launches of NCCL's kernels. With windows each is one more kernel of this library instead
+- memsets, and copies of any kind
+- bytes of W that the products read, by the sizes of their launches
+- bytes that copies bring to the host and to the device. In a graph of several ranks the {} bytes to the host
+  are the state of the step's contract and two counters of the watchdog
+- waits of the host. Waits with nothing queued in between count as one
+
+No kernel waits for a memset: a kernel before the products sets what they add to. If the device's code is for
+compute capability 9.0 or later, every kernel is a programmatic dependent launch, eager and in a graph. It may
+begin while the kernel before it still runs, and a product then loads weights (`kernels/step.cuh`).
 ",
         size_of::<CapacityState>() + COUNTERS
     );
@@ -186,16 +194,36 @@ struct Unwaited {
 fn counted(ranks: usize, ask: Ask, rows: usize) -> (Counts, Option<Unwaited>) {
     let devices: Vec<CudaDevice> = (0..ranks).map(device).collect();
     let test = TestHead::random(VOCAB, HIDDEN, DType::Bf16, Quantization::None, 3);
-    let all = each(group(&devices), |me, exchange| on_rank(&test, &devices[me], exchange, ask, rows));
+    let again = Again { meeting: Barrier::new(ranks), wanted: AtomicBool::new(false) };
+    let all =
+        each(group(&devices), |me, exchange| on_rank(&test, &devices[me], exchange, (ask, rows), &again));
     all.into_iter().next().expect("a rank")
+}
+
+/// Whether a step is run again: rank 0 decides, whose counts they are, and all ranks do it.
+struct Again {
+    meeting: Barrier,
+    wanted: AtomicBool,
+}
+
+impl Again {
+    fn is_wanted(&self, decided: Option<bool>) -> bool {
+        if let Some(decided) = decided {
+            self.wanted.store(decided, Ordering::SeqCst);
+        }
+        self.meeting.wait();
+        let wanted = self.wanted.load(Ordering::SeqCst);
+        self.meeting.wait();
+        wanted
+    }
 }
 
 fn on_rank(
     test: &TestHead,
     device: &CudaDevice,
     exchange: Arc<dyn Exchange>,
-    ask: Ask,
-    rows: usize,
+    (ask, rows): (Ask, usize),
+    again: &Again,
 ) -> (Counts, Option<Unwaited>) {
     let (me, ranks) = (exchange.me(), exchange.size());
     let members = HeadGroup::data_parallel(ranks, me).expect("a group");
@@ -227,7 +255,8 @@ fn on_rank(
     // On a busy machine queueing may take so long that the head asks which collective has not ended. The fake
     // driver takes that for a wait.
     for _ in 0..4 {
-        if step.is_capturable() && eager[column("waits")] >= ranks as i64 {
+        let is_waited = step.is_capturable() && eager[column("waits")] >= ranks as i64;
+        if again.is_wanted((me == 0).then_some(is_waited)) {
             eager = counted(&mut || step.run().expect("a step"));
         }
     }

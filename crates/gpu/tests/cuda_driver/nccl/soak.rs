@@ -7,19 +7,19 @@
 
 use super::{all_are_destroyed, each, on_nccl, resident};
 use lmhead_gpu::fake_nccl::FakeNccl;
-use lmhead_testkit::soak::{Plan, SIZES, Summary, rank, sum_up};
+use lmhead_testkit::soak::{SIZES, SoakPlan, Summary, rank, sum_up};
 use std::time::Instant;
 
 /// Default number of steps of all groups: kernels are emulated, so a step is slow.
 const STEPS: u64 = 160;
 
 /// Runs groups of these sizes whose ranks have a device each.
-fn groups(sizes: &[usize], plan: impl Fn(usize) -> Plan + Sync) -> Vec<Vec<Summary>> {
+fn groups(sizes: &[usize], plan: impl Fn(usize) -> SoakPlan + Sync) -> Vec<Vec<Summary>> {
     let group = |&size: &usize| {
         let resident = resident(size);
         let ranks: Vec<usize> = (0..size).collect();
         // One thread steps both heads, because NCCL needs one order of a device's communicators.
-        let plan = Plan { on_threads: false, ..plan(size) };
+        let plan = SoakPlan { on_threads: false, ..plan(size) };
         each(resident.group(&ranks), |me, exchange| {
             let stepper = resident.stepper(me);
             rank((me, size), &exchange, resident.backend(me), &stepper, &plan)
@@ -42,7 +42,8 @@ fn random_steps_have_the_bits_of_the_unsharded_ones() {
 fn in_child_soak() {
     let began = Instant::now();
     let fewer_rows = std::env::var("LMHEAD_SOAK_STEPS").is_err();
-    let plan = |size| Plan { most_rows: if fewer_rows { 16 } else { 64 }, ..Plan::share(STEPS, size) };
+    let plan =
+        |size| SoakPlan { most_rows: if fewer_rows { 16 } else { 64 }, ..SoakPlan::share(STEPS, size) };
     println!();
     sum_up("nccl on the fake libnccl", &groups(&SIZES, plan), began);
     let fake = FakeNccl::loaded();
@@ -62,7 +63,7 @@ fn sglang_29946_steps_with_changing_rows_and_a_delayed_rank() {
 #[ignore = "needs the fake libraries: sglang_29946_steps_with_changing_rows_and_a_delayed_rank runs it"]
 fn in_child_delayed() {
     let began = Instant::now();
-    let plan = |_| Plan { steps: 1000, most_rows: 4, ..Plan::share(STEPS, 3) };
+    let plan = |_| SoakPlan { steps: 1000, most_rows: 4, ..SoakPlan::share(STEPS, 3) };
     println!();
     sum_up("nccl with a delayed rank", &groups(&[3], plan), began);
 }

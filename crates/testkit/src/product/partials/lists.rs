@@ -8,7 +8,7 @@ use lmhead::backend::params::{LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_BAD_INDEX, LM
 use lmhead::backend::{Backend, LoadedShard, On};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
-use lmhead::finish::{Finish, Messages, Scratch};
+use lmhead::finish::{Finish, FinishScratch, Messages};
 use lmhead::layout::shard_range;
 use lmhead::memory::{Memory, Span};
 use lmhead::merge::{Candidate, ExpSum, NO_TARGET, PartialMut, PartialSpec};
@@ -121,7 +121,7 @@ fn finished<D: KernelDevice>(
             row_status: status.span_mut(),
         },
     };
-    loaded.finish(what, &mut Scratch::default(), &mut On::default()).expect("an answer");
+    loaded.finish(what, &mut FinishScratch::default(), &mut On::default()).expect("an answer");
     // NaN payloads are not part of the promise.
     let floats = |placed: &Placed<'_, D>| {
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(&placed.read());

@@ -1,6 +1,6 @@
 //! Illegal inputs in device memory, and inputs of wrong sizes and places.
 
-use super::{Arrays, HIDDEN, ROWS, Resident, Room, VOCAB, filters_of};
+use super::{Arrays, DeviceMemory, HIDDEN, ROWS, Resident, VOCAB, filters_of};
 use crate::adjusting::OwnAdjustments;
 use crate::soak::Asked;
 use crate::{TestHead, row_bits};
@@ -45,7 +45,7 @@ impl BadInputs<'_> {
             let (shard, exchange) = (test.shard(group.shard(VOCAB, rank)), Arc::clone(&endpoints[rank]));
             let config = test.config();
             let mut head = LmHead::new(&config, group, shard, exchange, Arc::clone(&device.backend)).unwrap();
-            let room = Room { device, stream: device.stream() };
+            let room = DeviceMemory { device, stream: device.stream() };
             let memory = room.with(&test.rows(rows, rank as u64));
             let hidden = HiddenRows::strided(memory.span(), DType::Bf16, rows, HIDDEN, 2 * HIDDEN).unwrap();
             let (counts, request) = (RowCounts::exact(&vec![rows; ranks]), self.request);
@@ -263,7 +263,7 @@ pub fn refused_inputs<D: KernelDevice>(device: &Resident<D>) {
     let group = HeadGroup::data_parallel(1, 0).unwrap();
     let backend = Arc::clone(&place.backend);
     let mut head = LmHead::new(&test.config(), group, test.shard(0..VOCAB), exchange, backend).unwrap();
-    let room = Room { device: place, stream: place.stream() };
+    let room = DeviceMemory { device: place, stream: place.stream() };
     let memory = room.with(&test.rows(ROWS, 0));
     let hidden = HiddenRows::strided(memory.span(), DType::Bf16, ROWS, HIDDEN, 2 * HIDDEN).unwrap();
     let zeros = room.with(&[0u64; 4 * VOCAB]);

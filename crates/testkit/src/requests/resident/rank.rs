@@ -1,6 +1,6 @@
 //! One rank whose steps stay on the device, for tests of faults in groups.
 
-use super::{Resident, Room};
+use super::{DeviceMemory, Resident};
 use crate::TestHead;
 use lmhead::backend::On;
 use lmhead::backend::device::KernelDevice;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// rows.
 pub struct ResidentRank<'d, D: KernelDevice> {
     pub head: LmHead,
-    room: Room<'d, D>,
+    room: DeviceMemory<'d, D>,
     counts: RowCounts,
     rows: Box<dyn Allocation>,
     ids: Box<dyn Allocation>,
@@ -44,7 +44,7 @@ impl<'d, D: KernelDevice> ResidentRank<'d, D> {
         let group = HeadGroup::data_parallel(ranks, rank)?;
         let shard = test.shard(group.shard(test.vocab, rank));
         let head = LmHead::new(config, group, shard, exchange, Arc::clone(&device.backend))?;
-        let room = Room { device, stream: device.stream() };
+        let room = DeviceMemory { device, stream: device.stream() };
         let rows = room.with(&test.rows(rank + 1, rank as u64));
         let (ids, status) = (room.bytes(8 * (rank + 1)), room.bytes(rank + 1));
         let counts = RowCounts::exact(&(1..=ranks).collect::<Vec<_>>());
