@@ -22,10 +22,11 @@ pub const fn window_bytes(size: usize) -> usize {
 /// One member's kernels, and its own window. A backend makes it
 /// ([`StreamMarks::peer_exchange`](super::StreamMarks::peer_exchange)).
 pub trait PeerExchange: Send + Sync {
-    /// Queues one collective: member m is sent `send[m]` and sends `recv[m]`, each as long as the member says
-    /// itself. Neither allocates nor waits; a CUDA graph may capture it. The kernel waits for the peers'
-    /// kernels, for `timeout` at most; then it gives up, and what it receives is undefined. From then on
-    /// this member's kernels send nothing.
+    /// Queues one collective: member m is sent `send[m]`, and what it sends comes into `recv[m]`. Both
+    /// members of a pair give the same length. Neither allocates nor waits; a CUDA graph may capture it.
+    ///
+    /// The kernel waits for the peers' kernels, for `timeout` at most; then it gives up, and what it receives
+    /// is undefined. From then on this member's kernels send nothing.
     ///
     /// # Errors
     /// `Broken` where the device refuses, or there are not as many pieces as members.

@@ -21,9 +21,9 @@ pub(super) struct Windows {
 }
 
 impl NcclExchange {
-    /// Makes the channel's windows, where all members can: NCCL is new enough, each member's memory is within
-    /// reach of the others' kernels, and nobody has turned windows off. An engine's own communicator gets
-    /// none: what is registered with it would have to be given back before the engine destroys it.
+    /// Makes the channel's windows, if all members ask for them and can have them: NCCL is new enough, they
+    /// run on one host, and the kernels of each reach the memory of all others. An engine's own communicator
+    /// gets none: what is registered with it would have to be given back before the engine destroys it.
     ///
     /// # Errors
     /// A fault of NCCL, or of the host transport, over which the members agree.
@@ -49,7 +49,7 @@ impl NcclExchange {
         })?;
         let addresses: Option<Vec<u64>> = window.peers().iter().copied().collect();
         // SAFETY: as long as `window_bytes` says, aligned by NCCL to a page, and used for nothing else. The
-        // kernels end before the communicator does (State).
+        // kernels end before the communicator does (State::give_up).
         let made = addresses.map(|all| unsafe { self.marks.peer_exchange(self.me, &all) });
         let peers = made.and_then(Result::ok);
         // From here on the peers store into this member's window, which is clear now.
