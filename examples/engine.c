@@ -96,7 +96,7 @@ static struct timespec deadline_of(const lmhead_call *call) {
 static int32_t notice_of(room *in, lmhead_call *call) {
     if (!in->notice[0]) return LMHEAD_FAULT_NONE;
     memcpy(call->text, in->notice, sizeof in->notice);
-    return call->peers[in->who].status = LMHEAD_FAULT_ABANDONED;
+    return call->peers[in->who].status = LMHEAD_FAULT_ABORTED;
 }
 
 /* As notice_of, if the present collective is broken and the others' memory must not be read any more. */

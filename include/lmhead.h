@@ -235,7 +235,7 @@ enum {
     LMHEAD_FAULT_TIMEOUT = 1,   /* the marked members did not come before the deadline */
     LMHEAD_FAULT_LOST = 2,      /* the marked members are gone for good */
     LMHEAD_FAULT_BROKEN = 3,    /* the transport failed: `text` says how */
-    LMHEAD_FAULT_ABANDONED = 4, /* the marked member gave up its step: `text` is its notice */
+    LMHEAD_FAULT_ABORTED = 4,   /* the marked member gave up its step: `text` is its notice */
     LMHEAD_FAULT_LENGTH = 5,    /* the marked members sent `bytes`, not the length that was wanted. The
                                    shorter length was delivered, and the transport keeps working */
     LMHEAD_FAULT_OTHER_CALL = 6 /* the marked member is in another call: `text` says in which. The transport

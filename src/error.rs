@@ -190,7 +190,7 @@ impl Error {
     /// True where a peer gave up and said why: all ranks know already.
     pub(crate) fn was_told(&self) -> bool {
         let Error::StepMismatch { disagreements, .. } = self else { return false };
-        disagreements.iter().all(|d| d.field == ABANDONED)
+        disagreements.iter().all(|d| d.field == ABORTED)
     }
 
     /// A status code for interfaces without enums. Never 0; does not change between versions.
@@ -243,7 +243,7 @@ impl Error {
 }
 
 /// The field name of a disagreement that stands for a rank which gave up by itself.
-pub(crate) const ABANDONED: &str = "abandoned";
+pub(crate) const ABORTED: &str = "aborted";
 
 /// What a rank knew when its group failed. Errors are compared without it: two ranks report the same error,
 /// whatever each has seen before.
@@ -371,7 +371,7 @@ impl fmt::Display for Listed<'_> {
 /// The sentence of a `StepMismatch`. Where a rank gave up by itself, it does not blame the others' calls.
 fn mismatch_text(disagreements: &[Disagreement], evidence: &Evidence) -> String {
     let (listed, then) = (Listed(disagreements), after_a_fault(evidence));
-    if disagreements.iter().all(|d| d.field == ABANDONED || d.field == "refused") {
+    if disagreements.iter().all(|d| d.field == ABORTED || d.field == "refused") {
         return format!("the group cannot go on: {listed}; mend that, then {then}");
     }
     format!(

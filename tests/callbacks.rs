@@ -96,7 +96,7 @@ const TABLE: &[Row] = &[
     told(
         Odd::Panics,
         "the callback `all_gather` panicked: an engine's bug in all_gather",
-        "abandoned: ranks [1] say the callback `all_gather` panicked",
+        "aborted: ranks [1] say the callback `all_gather` panicked",
     ),
     told(Odd::Returns(Status(77)), "returned 77, which is no status: wanted 0 to 6", "ranks [1] say"),
     told(Odd::Returns(Status(-1)), "returned -1, which is no status", "ranks [1] say"),
@@ -107,7 +107,7 @@ const TABLE: &[Row] = &[
     told(
         Odd::Marks(2, Status::LOST, Status::GOOD),
         "returned GOOD and marked member 2 with LOST",
-        "abandoned: ranks [1] say the callback `all_gather` returned GOOD and marked member 2 with LOST",
+        "aborted: ranks [1] say the callback `all_gather` returned GOOD and marked member 2 with LOST",
     ),
     Row {
         there: (MISMATCH, "counts: ranks [2] say 0 bytes where 128 were expected"),
@@ -302,7 +302,7 @@ fn a_channel_stays_in_its_fault_until_the_reset_and_calls_nothing_meanwhile() {
     let together = Barrier::new(2);
     each_rank_over(exchanges, |me, exchange| {
         let first = gather(&*exchange, &call(7, LONG)).expect_err("the function fails");
-        assert!(matches!(first, Fault::Broken { .. } | Fault::Abandoned { .. }), "{first:?}");
+        assert!(matches!(first, Fault::Broken { .. } | Fault::Aborted { .. }), "{first:?}");
         together.wait();
         let before = calls.load(Ordering::SeqCst);
         for step in 8..10 {
@@ -331,7 +331,7 @@ fn who_gives_up_is_told_at_once_and_a_notice_of_a_later_step_waits_for_it() {
             together.wait();
             // Messages from before still arrive; rank 1's own channel stays in its fault.
             let told = gather(&*exchange, &Call { step: 6, ..own });
-            assert_eq!(told, Err(Fault::Abandoned { member: 1, reason }));
+            assert_eq!(told, Err(Fault::Aborted { member: 1, reason }));
         } else {
             together.wait();
             let waits = gather(&*exchange, &call(4, SHORT));
@@ -347,7 +347,7 @@ fn who_gives_up_is_told_at_once_and_a_notice_of_a_later_step_waits_for_it() {
         } else {
             let began = Instant::now();
             let told = gather(&*exchange, &own);
-            assert_eq!(told, Err(Fault::Abandoned { member: 1, reason: "no memory".into() }));
+            assert_eq!(told, Err(Fault::Aborted { member: 1, reason: "no memory".into() }));
             assert!(began.elapsed() < AT_ONCE);
         }
     });
@@ -363,7 +363,7 @@ fn another_thread_ends_the_own_wait() {
         let began = Instant::now();
         exchanges[0].notify_abort(&own, "the engine shuts down");
         let (told, ended) = waits.join().expect("no panic");
-        assert_eq!(told, Err(Fault::Abandoned { member: 0, reason: "the engine shuts down".into() }));
+        assert_eq!(told, Err(Fault::Aborted { member: 0, reason: "the engine shuts down".into() }));
         assert!(ended.saturating_duration_since(began) < AT_ONCE);
     });
 }
@@ -394,9 +394,7 @@ fn who_is_called_after_the_deadline_says_so_and_uses_nothing() {
     let exchanges = group_of(1, Functions::ALL, |_, _, _| None);
     let late = Call { began: Instant::now() - SHORT, deadline: Instant::now(), ..call(3, SHORT) };
     let fault = gather(&*exchanges[0], &late).expect_err("it is late");
-    assert!(
-        matches!(&fault, Fault::Abandoned { member: 0, reason } if reason.contains("after the deadline"))
-    );
+    assert!(matches!(&fault, Fault::Aborted { member: 0, reason } if reason.contains("after the deadline")));
 }
 
 #[test]

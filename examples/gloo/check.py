@@ -94,7 +94,7 @@ def check(rank, event, name, words, ranks, most_ms, teller=False):
     told = f"rank {rank}: {event}\nwanted {name} with `{words}`, naming {ranks}, within {most_ms} ms"
     # A rank that a peer notifies before the others' headers have come names that peer, whose text names the
     # ranks at fault.
-    by = [[peer] for peer in range(SIZE) if teller and f"abandoned: ranks [{peer}] say" in event["text"]]
+    by = [[peer] for peer in range(SIZE) if teller and f"aborted: ranks [{peer}] say" in event["text"]]
     assert event["name"] == name and words in event["text"] and event["ranks"] in [ranks, *by], told
     assert event["ms"] <= most_ms, told
     print(f"  {event['event']}, rank {rank}: {event['name']} after {event['ms']} ms: {event['text'][:110]}")

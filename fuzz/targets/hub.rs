@@ -133,10 +133,10 @@ impl Port {
             if let Some((_, _, who, text)) = notice {
                 // SAFETY: as the caller says.
                 unsafe {
-                    mark(call, *who, LMHEAD_FAULT_ABANDONED as i32, 0);
+                    mark(call, *who, LMHEAD_FAULT_ABORTED as i32, 0);
                     say(call, text);
                 }
-                return Err(LMHEAD_FAULT_ABANDONED as i32);
+                return Err(LMHEAD_FAULT_ABORTED as i32);
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -189,9 +189,9 @@ unsafe extern "C" fn all_to_all(
                 return LMHEAD_FAULT_LENGTH as i32;
             }
             Some((6, number)) => {
-                mark(call, usize::from(number) % port.n, LMHEAD_FAULT_ABANDONED as i32, 0);
+                mark(call, usize::from(number) % port.n, LMHEAD_FAULT_ABORTED as i32, 0);
                 say(call, &port.tricks);
-                return LMHEAD_FAULT_ABANDONED as i32;
+                return LMHEAD_FAULT_ABORTED as i32;
             }
             Some((7, number)) => {
                 mark(call, usize::from(number) % port.n, LMHEAD_FAULT_OTHER_CALL as i32, 0);
@@ -287,10 +287,10 @@ unsafe extern "C" fn pending(user: *mut c_void, call: *mut lmhead_call) -> i32 {
     };
     // SAFETY: as above.
     unsafe {
-        mark(call, *who, LMHEAD_FAULT_ABANDONED as i32, 0);
+        mark(call, *who, LMHEAD_FAULT_ABORTED as i32, 0);
         say(call, text);
     }
-    LMHEAD_FAULT_ABANDONED as i32
+    LMHEAD_FAULT_ABORTED as i32
 }
 
 unsafe extern "C" fn reset(user: *mut c_void, call: *mut lmhead_call) -> i32 {

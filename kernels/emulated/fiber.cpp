@@ -60,7 +60,7 @@ bool reserve_stacks(Worker &worker, uint32_t count) {
 void prepare_stack(Fiber &fiber, void (*entry)()) {
   uint8_t *bottom = stack_bottom(*fiber.cluster->worker, fiber.stack);
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(bottom, kStackBytes);  // frames of a fiber that was abandoned
+  __asan_unpoison_memory_region(bottom, kStackBytes);  // frames of a fiber that was aborted
 #endif
   auto top = reinterpret_cast<uintptr_t>(bottom + kStackBytes - stagger(fiber.stack));
   top &= ~uintptr_t(63);
@@ -108,8 +108,8 @@ void leave_fibers(Cluster &cluster) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(nullptr, cluster.worker->host_bottom, cluster.worker->host_bytes);
 #endif
-  void *abandoned;
-  lmhead_emulated_switch(&abandoned, cluster.host_stack_pointer);
+  void *never_resumed;
+  lmhead_emulated_switch(&never_resumed, cluster.host_stack_pointer);
   __builtin_unreachable();
 }
 

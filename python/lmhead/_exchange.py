@@ -64,9 +64,9 @@ class Fault(Exception):
         return cls(_sys.LMHEAD_FAULT_BROKEN, (), text)
 
     @classmethod
-    def abandoned(cls, member: int, text: str) -> Fault:
+    def aborted(cls, member: int, text: str) -> Fault:
         """The member gave up its step, with `text` as its notice (`notify_abort`)."""
-        return cls(_sys.LMHEAD_FAULT_ABANDONED, (member,), text)
+        return cls(_sys.LMHEAD_FAULT_ABORTED, (member,), text)
 
     @classmethod
     def length(cls, sent: dict[int, int]) -> Fault:

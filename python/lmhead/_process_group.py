@@ -2,7 +2,7 @@
 
 Data      One gloo group for each channel (each head has its own). A collective is one asynchronous alltoall,
           which is polled, so that a notice or the deadline ends the wait at any time. A group whose
-          collective was abandoned is never used again: gloo closes its connections between all members,
+          collective was aborted is never used again: gloo closes its connections between all members,
           survivors too.
 Control   A separate gloo group for short messages: a rank's place, a step that it gives up, a reset that it
           requests. A late rank finds the data group closed without a reason; here it finds the reason. For
@@ -122,7 +122,7 @@ class GlooTransport(Transport):
         self.channels: dict[tuple[int, int], Channel] = {}
         self.places: list[Any] = [None] * size
         self.gone = [False] * size
-        self.left_behind: list[Any] = []  # groups with an abandoned collective, and its tensors
+        self.left_behind: list[Any] = []  # groups with an aborted collective, and its tensors
         self.control = self.make_group("control", FOREVER)
         self.outboxes = {peer: Outbox(self, peer) for peer in range(size) if peer != rank}
         self.threads = [outbox.thread for outbox in self.outboxes.values()]
@@ -185,7 +185,7 @@ class GlooTransport(Transport):
         with self.lock:
             for (epoch, step), member, text in channel.notices:
                 if epoch == call.epoch and step <= call.step:
-                    return Fault.abandoned(member, text)
+                    return Fault.aborted(member, text)
             gone = [member for member in range(self.size) if self.gone[member]]
         return Fault.lost(*gone) if gone and losses else None
 
@@ -307,7 +307,7 @@ class GlooTransport(Transport):
                     raise Fault.lost(*gone)
                 if channel.ended:
                     member, text = channel.ended
-                    raise Fault.abandoned(member, text)
+                    raise Fault.aborted(member, text)
             if time.monotonic() >= until:
                 raise Fault.timeout(*missing)
             time.sleep(POLL)

@@ -423,7 +423,7 @@ class Mailboxes(lmhead.Transport):
                 while not box:
                     notice = self.boxes.get(("notice", *channel))
                     if notice and call.step >= notice[0]:
-                        raise lmhead.Fault.abandoned(notice[1], notice[2])
+                        raise lmhead.Fault.aborted(notice[1], notice[2])
                     if not self.condition.wait(max(0.0, until - time.monotonic())) and not box:
                         raise lmhead.Fault.timeout(member)
                 piece[:] = box.pop(0)
@@ -471,7 +471,7 @@ def test_a_transport_in_python(matrix):
         (lmhead.Fault.timeout(1), lmhead.TimeoutError, "did not come", None),
         # The library continues with what was delivered: here not the other member's header.
         (lmhead.Fault.length({1: 3}), lmhead.StepMismatchError, "disagree", None),
-        (lmhead.Fault.abandoned(1, "gave up"), lmhead.StepMismatchError, "gave up", None),
+        (lmhead.Fault.aborted(1, "gave up"), lmhead.StepMismatchError, "gave up", None),
         (lmhead.Fault.other_call(1, "elsewhere"), lmhead.StepMismatchError, "disagree", None),
     ],
 )

@@ -12,7 +12,7 @@
 //! | returns a failing [`Status`] | the one that it names |
 //! | returns or marks a number that is no status, or contradicts itself | `Broken` |
 //! | panics | `Broken` |
-//! | returns after the deadline, whatever it says | `Timeout`; `Abandoned` where it was called too late |
+//! | returns after the deadline, whatever it says | `Timeout`; `Aborted` where it was called too late |
 //!
 //! Peers are told of each of these faults through [`Transport::notify_abort`], unless a peer has told this
 //! member of it. The channel then stays in its fault until [`Transport::reset`]. Only a function that never
@@ -106,7 +106,7 @@ pub unsafe trait Transport: Send + Sync {
 
     /// Tells the peers of this channel that the caller gives up `call`'s step, and ends the caller's own wait
     /// in it, should another thread wait there. Peers pass `notice` on as it is: their functions return
-    /// [`Status::ABANDONED`] with it as the report's text. Never blocks; from any thread.
+    /// [`Status::ABORTED`] with it as the report's text. Never blocks; from any thread.
     ///
     /// Without it peers learn of a given-up step by the deadline.
     fn notify_abort(&self, call: &Call, notice: &str) {

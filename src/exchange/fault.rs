@@ -1,7 +1,7 @@
 //! Faults: why a collective failed, and which members caused it.
 
 use super::Call;
-use crate::error::{ABANDONED, Disagreement, Error};
+use crate::error::{ABORTED, Disagreement, Error};
 
 /// Why a collective failed. The group is then in an unknown state until
 /// [`Exchange::reset`](crate::exchange::Exchange::reset).
@@ -13,7 +13,7 @@ pub enum Fault {
     /// These members are gone for good.
     Lost { members: Vec<usize> },
     /// A member gave up its step, or found a fault of its own, and said why.
-    Abandoned { member: usize, reason: String },
+    Aborted { member: usize, reason: String },
     /// Members sent another number of bytes than was wanted: `(member, wanted, got)`. Every receive buffer
     /// holds the first `min(wanted, got)` bytes of what its peer sent.
     Length { peers: Vec<(usize, usize, usize)> },
@@ -54,7 +54,7 @@ impl Fault {
                 let evidence = Box::default();
                 Error::RankLost { step: call.step, operation, ranks: all(members), evidence }
             }
-            Fault::Abandoned { member, reason } => mismatch(ABANDONED, vec![(vec![rank(member)], reason)]),
+            Fault::Aborted { member, reason } => mismatch(ABORTED, vec![(vec![rank(member)], reason)]),
             Fault::Length { peers } => {
                 let said = |(member, wanted, got)| {
                     (

@@ -249,7 +249,7 @@ impl Exchange for LocalExchange {
         }
         let unopened = self.is_first && call.operation == Operation::Create;
         if !unopened {
-            self.channel.give_up(call, Fault::Abandoned { member: self.member.me, reason: reason.into() });
+            self.channel.give_up(call, Fault::Aborted { member: self.member.me, reason: reason.into() });
         } else if let Ok((instance, own)) = self.channel(call.head) {
             own.notify_abort(&Call { instance, ..*call }, reason);
         }
@@ -465,7 +465,7 @@ mod tests {
                 } else {
                     let fault =
                         e.all_gather_v(&call(round, 9000), &[0, 1, 2], &[1], &mut slices).unwrap_err();
-                    assert_eq!(fault, Fault::Abandoned { member: 2, reason: "enough".into() });
+                    assert_eq!(fault, Fault::Aborted { member: 2, reason: "enough".into() });
                 }
                 e.reset(&call(round, 9000)).unwrap();
                 e.all_gather_v(&call(round, 9000), &[0, 1, 2], &[e.me() as u8], &mut slices).unwrap();
@@ -547,7 +547,7 @@ mod tests {
         let create = Call { head: 7, operation: Operation::Create, ..call(0, 9000) };
         endpoints[0].notify_abort(&create, "no weights");
         let (instance, told) = open(1);
-        let refused = Fault::Abandoned { member: 0, reason: "no weights".into() };
+        let refused = Fault::Aborted { member: 0, reason: "no weights".into() };
         assert_eq!((instance, told.pending_fault().map(|(_, fault)| fault)), (3, Some(refused)));
         drop(told);
         assert_eq!((open(0).0, open(1).0), (4, 4));
@@ -638,7 +638,7 @@ mod tests {
                     (0..2).for_each(|member| await_resetting(&e, member));
                     e.notify_abort(&rebuild(9000), "not yet");
                 } else {
-                    let fault = Fault::Abandoned { member: 2, reason: "not yet".into() };
+                    let fault = Fault::Aborted { member: 2, reason: "not yet".into() };
                     assert_eq!(e.reset(&rebuild(9000)), Err(fault));
                 }
                 assert_eq!(e.reset(&rebuild(9000)), Ok(Reset::Done));

@@ -490,7 +490,7 @@ impl Exchange for MessageExchange {
         let (mut instance, mut refused) = (first, None);
         while let Some(channel) = state.channels.get(&(head, instance)) {
             match channel.fault().map(|told| &told.fault) {
-                Some(Fault::Abandoned { .. }) => refused = Some(instance),
+                Some(Fault::Aborted { .. }) => refused = Some(instance),
                 None if !channel.left.contains(&true) => {
                     refused = None;
                     break;
@@ -605,7 +605,7 @@ impl Exchange for MessageExchange {
             }
             return;
         }
-        self.notify_fault(call, &Fault::Abandoned { member: self.me(), reason: reason.into() });
+        self.notify_fault(call, &Fault::Aborted { member: self.me(), reason: reason.into() });
     }
 
     fn notify_fault(&self, call: &Call, fault: &Fault) {

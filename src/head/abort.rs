@@ -57,7 +57,7 @@ impl AbortHandle {
             let reason = format!("was told to end the step: {reason}");
             exchange.notify_abort(&state.call, &reason);
             if let Some(device) = exchange.device() {
-                device.abort(&Fault::Abandoned { member: exchange.me(), reason });
+                device.abort(&Fault::Aborted { member: exchange.me(), reason });
             }
         }
     }

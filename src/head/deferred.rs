@@ -184,7 +184,7 @@ impl LmHead {
         // A panic may have come when a collective was queued but not in the list, or in the wait for it.
         // Collectives of an asynchronous step are not in this list.
         if !self.wire.deferred.is_empty() || self.wire.open.asynchronous || std::thread::panicking() {
-            device.abort(&Fault::Abandoned { member: exchange.me(), reason: reason.into() });
+            device.abort(&Fault::Aborted { member: exchange.me(), reason: reason.into() });
         }
         for Deferred { before, behind, .. } in self.wire.deferred.drain(..) {
             device.forget(before);

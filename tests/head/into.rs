@@ -406,7 +406,7 @@ fn the_peers_of_bad_buffers_are_told_at_once_and_before_anything_is_sent() {
             assert!(matches!(errors[rank], Error::StepMismatch { .. }), "rank {rank}: {}", errors[rank]);
             let said = errors[rank].to_string();
             assert!(
-                said.contains("abandoned: ranks [1] say") && said.contains(&text[..8]),
+                said.contains("aborted: ranks [1] say") && said.contains(&text[..8]),
                 "rank {rank}: {said}"
             );
         }

@@ -60,7 +60,7 @@ fn assert_no_ticket(error: &Error) {
 fn assert_told_at_once(errors: &[(Error, Duration)], reason: &str) {
     for (rank, (error, time)) in errors.iter().enumerate().filter(|(rank, _)| *rank != 1) {
         assert!(matches!(error, Error::StepMismatch { .. }), "rank {rank}: {error}");
-        let want = format!("abandoned: ranks [1] say {reason}");
+        let want = format!("aborted: ranks [1] say {reason}");
         assert!(error.to_string().contains(&want), "rank {rank}: {error}\nwant {want}");
         assert!(*time < Duration::from_secs(10), "rank {rank}: told after {time:?}");
     }
@@ -137,7 +137,7 @@ fn a_head_that_goes_with_a_step_begun_tells_its_peers() {
     for (rank, told) in ended.iter().enumerate().filter(|(rank, _)| *rank != 1) {
         let (error, time, _) = told.as_ref().unwrap();
         assert!(matches!(error, Error::StepMismatch { .. }), "rank {rank}: {error}");
-        let want = "abandoned: ranks [1] say dropped the step without running it";
+        let want = "aborted: ranks [1] say dropped the step without running it";
         assert!(error.to_string().contains(want), "rank {rank}: {error}");
         assert!(*time < Duration::from_secs(10), "rank {rank}: told after {time:?}");
     }

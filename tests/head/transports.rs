@@ -100,17 +100,17 @@ const ROWS_OF_THE_TABLE: &[Row] = &[
     row("other counts", (MISMATCH, "its own replica has 5 rows"), (MISMATCH, "ranks [1] say [2, 5, 2]")),
     row(
         "a dropped step",
-        (MISMATCH, "abandoned: ranks [1] say dropped the step without running it"),
+        (MISMATCH, "aborted: ranks [1] say dropped the step without running it"),
         (POISONED, "this rank dropped the step"),
     ),
     row(
         "rows that do not fit",
-        (MISMATCH, "abandoned: ranks [1] say hidden_states: wanted 2 rows"),
+        (MISMATCH, "aborted: ranks [1] say hidden_states: wanted 2 rows"),
         (SHAPE, "wanted 2 rows, as announced in step(), got 3 rows"),
     ),
     row(
         "a panic in a step",
-        (MISMATCH, "abandoned: ranks [1] say its thread panicked in the step"),
+        (MISMATCH, "aborted: ranks [1] say its thread panicked in the step"),
         (POISONED, "this rank's thread panicked in the step"),
     ),
     row(
@@ -120,7 +120,7 @@ const ROWS_OF_THE_TABLE: &[Row] = &[
     ),
     row(
         "a refusal of its own data",
-        (MISMATCH, "abandoned: ranks [1] say"),
+        (MISMATCH, "aborted: ranks [1] say"),
         (SHAPE, "wanted at most 4 rows, got 5"),
     ),
     Row {

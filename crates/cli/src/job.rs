@@ -235,7 +235,7 @@ fn first_failed_with(everyone: &dyn Exchange, words: &str) -> bool {
     let began = Instant::now();
     while began.elapsed() < FIRST_REPORT_WAIT {
         match everyone.pending_fault() {
-            Some((_, Fault::Abandoned { member: FIRST, reason })) => return reason == words,
+            Some((_, Fault::Aborted { member: FIRST, reason })) => return reason == words,
             Some(_) => return false,
             None => std::thread::sleep(Duration::from_millis(1)),
         }

@@ -306,9 +306,9 @@ impl Engine {
             let lost = |member: &usize| gone[*member] || channel.left[*member];
             let missing = channel.slots[self.me].members.iter().copied().filter(lacks);
             let status = if let Some((_, member, notice)) = channel.notice(call) {
-                report.mark(*member, Status::ABANDONED);
+                report.mark(*member, Status::ABORTED);
                 report.say(notice);
-                Status::ABANDONED
+                Status::ABORTED
             } else if missing.clone().any(|member| lost(&member)) {
                 missing.filter(lost).for_each(|member| report.mark(member, Status::LOST));
                 Status::LOST
@@ -343,9 +343,9 @@ impl Engine {
                 return Status::GOOD;
             }
             if let Some((member, notice)) = channel.ended[self.me].take() {
-                report.mark(member, Status::ABANDONED);
+                report.mark(member, Status::ABORTED);
                 report.say(&notice);
-                return Status::ABANDONED;
+                return Status::ABORTED;
             }
             let missing: Vec<usize> = (0..gone.len()).filter(|&m| !channel.resetting[m]).collect();
             if missing.is_empty() {
@@ -438,9 +438,9 @@ unsafe impl Transport for Engine {
             let Some((_, member, notice)) = self.channel(&mut state, call).notice(call) else {
                 return Status::GOOD;
             };
-            report.mark(*member, Status::ABANDONED);
+            report.mark(*member, Status::ABORTED);
             report.say(notice);
-            Status::ABANDONED
+            Status::ABORTED
         })
     }
 

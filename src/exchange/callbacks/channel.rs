@@ -227,7 +227,7 @@ impl Channel {
                 let (operation, timeout, by) = (call.operation, call.timeout(), by.as_secs_f64());
                 let reason =
                     format!("this rank came to the {operation} {by:.3} s after the deadline of {timeout:?}");
-                Err(Reported::here(Fault::Abandoned { member: self.member.me, reason }))
+                Err(Reported::here(Fault::Aborted { member: self.member.me, reason }))
             }
             None if call.left().is_zero() => {
                 let missing = self.to_blame(call, Vec::new());
@@ -363,7 +363,7 @@ impl Channel {
         let reason = String::from("it rebuilds the head");
         self.give_up(
             &Call { operation: Operation::Idle, ..*call },
-            Fault::Abandoned { member: self.member.me, reason },
+            Fault::Aborted { member: self.member.me, reason },
         );
         let mut room = std::mem::take(&mut self.state().room);
         let done = self.waited(

@@ -101,7 +101,7 @@ impl Exchange for Channel {
             }
             return;
         }
-        self.give_up(call, Fault::Abandoned { member: self.member.me, reason: reason.into() });
+        self.give_up(call, Fault::Aborted { member: self.member.me, reason: reason.into() });
     }
 
     fn notify_fault(&self, call: &Call, fault: &Fault) {

@@ -3,7 +3,7 @@
 //! ```text
 //! lmhead EPOCH STEP OPERATION TIMEOUT_US KIND MEMBERS REASON
 //! lmhead 0 7 4 500000 timeout [1,3]
-//! lmhead 0 8 3 500000 abandoned [2] hidden_states: wanted 2 rows, got 3
+//! lmhead 0 8 3 500000 aborted [2] hidden_states: wanted 2 rows, got 3
 //! ```
 //!
 //! So a peer names the same members, step and deadline as the member that found the fault.
@@ -19,11 +19,11 @@ pub(super) fn encode(me: usize, call: &Call, fault: &Fault) -> String {
     let (kind, members, reason) = match fault {
         Fault::Timeout { missing } => ("timeout", &missing[..], ""),
         Fault::Lost { members } => ("lost", &members[..], ""),
-        Fault::Abandoned { member, reason } => ("abandoned", std::slice::from_ref(member), &reason[..]),
+        Fault::Aborted { member, reason } => ("aborted", std::slice::from_ref(member), &reason[..]),
         Fault::Earlier { call, fault } => return encode(me, call, fault),
-        Fault::Broken { problem, .. } => ("abandoned", &[me][..], &problem[..]),
-        Fault::Length { .. } => ("abandoned", &[me][..], "got pieces of other lengths than it wanted"),
-        Fault::OtherCall { theirs, .. } => ("abandoned", &[me][..], &theirs[..]),
+        Fault::Broken { problem, .. } => ("aborted", &[me][..], &problem[..]),
+        Fault::Length { .. } => ("aborted", &[me][..], "got pieces of other lengths than it wanted"),
+        Fault::OtherCall { theirs, .. } => ("aborted", &[me][..], &theirs[..]),
     };
     let members: Vec<String> = members.iter().map(usize::to_string).collect();
     // The brackets show that nothing was cut off.
@@ -54,7 +54,7 @@ pub(super) fn decode(text: &str, call: &Call, size: usize) -> Option<Fault> {
     let fault = match (kind, &members[..]) {
         ("timeout", _) => Fault::Timeout { missing: members },
         ("lost", [_, ..]) => Fault::Lost { members },
-        ("abandoned", &[member]) => Fault::Abandoned { member, reason: reason.into() },
+        ("aborted", &[member]) => Fault::Aborted { member, reason: reason.into() },
         _ => return None,
     };
     let theirs = Call { epoch, step, operation, deadline: call.began.checked_add(timeout)?, ..*call };
@@ -93,8 +93,8 @@ mod tests {
             Fault::Timeout { missing: vec![1, 3] },
             Fault::Timeout { missing: vec![] },
             Fault::Lost { members: vec![0] },
-            Fault::Abandoned { member: 2, reason: "hidden_states: wanted 2 rows, got 3".into() },
-            Fault::Abandoned { member: 2, reason: String::new() },
+            Fault::Aborted { member: 2, reason: "hidden_states: wanted 2 rows, got 3".into() },
+            Fault::Aborted { member: 2, reason: String::new() },
         ] {
             let text = encode(2, &own, &fault);
             assert_eq!(decode(&text, &own, 4), Some(fault.clone()), "{text}");
@@ -110,7 +110,7 @@ mod tests {
         }
         let broken = Fault::Broken { problem: "a socket closed".into(), fix: "mend it".into() };
         let told = decode(&encode(3, &own, &broken), &own, 4);
-        assert_eq!(told, Some(Fault::Abandoned { member: 3, reason: "a socket closed".into() }));
+        assert_eq!(told, Some(Fault::Aborted { member: 3, reason: "a socket closed".into() }));
         let earlier =
             Fault::Earlier { call: Box::new(own), fault: Box::new(Fault::Lost { members: vec![1] }) };
         assert_eq!(
@@ -127,7 +127,7 @@ mod tests {
         for end in 0..good.len() {
             assert_eq!(decode(&good[..end], &own, 4), None, "{}", &good[..end]);
         }
-        for text in ["", "enough", "lmhead 0 0 4 1 abandoned [1,2] why", "other 0 0 4 1 timeout [1]"] {
+        for text in ["", "enough", "lmhead 0 0 4 1 aborted [1,2] why", "other 0 0 4 1 timeout [1]"] {
             assert_eq!(decode(text, &own, 4), None, "{text}");
         }
         for rest in ["99 1 timeout [1]", "4 1 timeout [x]", "4 1 lost []", "4 1 late [1]", "4 1 timeout 1"] {

@@ -20,7 +20,7 @@ impl Status {
     /// The transport failed; the text says how.
     pub const BROKEN: Status = Status(3);
     /// The member marked with it told its peers that it gives up; the text is its notice.
-    pub const ABANDONED: Status = Status(4);
+    pub const ABORTED: Status = Status(4);
     /// The members marked with it sent another number of bytes than was wanted: [`PeerStatus::bytes`]. Every
     /// receive piece holds as many bytes as fit it and were sent. The channel stays usable.
     pub const LENGTH: Status = Status(5);
@@ -34,7 +34,7 @@ impl Status {
         Status::TIMEOUT,
         Status::LOST,
         Status::BROKEN,
-        Status::ABANDONED,
+        Status::ABORTED,
         Status::LENGTH,
         Status::OTHER_CALL,
     ];
@@ -51,7 +51,7 @@ impl fmt::Display for Status {
             Status::TIMEOUT => f.write_str("TIMEOUT"),
             Status::LOST => f.write_str("LOST"),
             Status::BROKEN => f.write_str("BROKEN"),
-            Status::ABANDONED => f.write_str("ABANDONED"),
+            Status::ABORTED => f.write_str("ABORTED"),
             Status::LENGTH => f.write_str("LENGTH"),
             Status::OTHER_CALL => f.write_str("OTHER_CALL"),
             Status(other) => write!(f, "{other}"),
@@ -182,12 +182,12 @@ impl Report {
                 let why = if said.is_empty() { " without saying why".into() } else { format!(": {said}") };
                 Reported::here(broken(format!("the callback `{function}` failed{why}")))
             }
-            Status::ABANDONED => {
+            Status::ABORTED => {
                 let said = self.said();
                 match (notice::decode(&said, call, self.peers.len()), members.first()) {
                     (Some(fault), _) => Reported { fault, by_peer: true },
                     (None, Some(&member)) => {
-                        Reported { fault: Fault::Abandoned { member, reason: said }, by_peer: true }
+                        Reported { fault: Fault::Aborted { member, reason: said }, by_peer: true }
                     }
                     (None, None) => none(),
                 }
@@ -258,11 +258,11 @@ mod tests {
         assert_eq!(lost, (Fault::Lost { members: vec![0, 1] }, false), "there is no member 3");
         let length = fault_of(Status::LENGTH, |report| report.mark_length(1, 7));
         assert_eq!(length, (Fault::Length { peers: vec![(1, 10, 7)] }, false));
-        let gave_up = fault_of(Status::ABANDONED, |report| {
-            report.mark(1, Status::ABANDONED);
+        let gave_up = fault_of(Status::ABORTED, |report| {
+            report.mark(1, Status::ABORTED);
             report.say("out of memory");
         });
-        assert_eq!(gave_up, (Fault::Abandoned { member: 1, reason: "out of memory".into() }, true));
+        assert_eq!(gave_up, (Fault::Aborted { member: 1, reason: "out of memory".into() }, true));
         let (broken, _) = fault_of(Status::BROKEN, |report| report.say("a socket closed"));
         assert!(
             matches!(&broken, Fault::Broken { problem, .. } if problem.ends_with("failed: a socket closed"))
@@ -277,7 +277,7 @@ mod tests {
         };
         let same = problem(Status::LENGTH, &|report| report.mark_length(1, 10));
         assert!(same.contains("marked member 1 for another length than 10 bytes"), "{same}");
-        let nobody = problem(Status::ABANDONED, &|report| report.say("enough"));
+        let nobody = problem(Status::ABORTED, &|report| report.say("enough"));
         assert!(nobody.contains("marked no member with it (it says: enough)"), "{nobody}");
         let good = problem(Status::GOOD, &|report| report.mark(0, Status(9)));
         assert!(good.contains("marked member 0 with 9, which is no status"), "{good}");

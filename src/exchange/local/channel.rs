@@ -159,7 +159,7 @@ impl State {
     fn blames_another(&self, me: usize) -> bool {
         match &self.fault {
             Some((_, Fault::Timeout { missing })) => !missing.contains(&me),
-            Some((_, Fault::Abandoned { .. })) => self.is_of_late,
+            Some((_, Fault::Aborted { .. })) => self.is_of_late,
             _ => false,
         }
     }
@@ -423,7 +423,7 @@ impl Channel {
                         by.as_secs_f64(),
                         call.timeout()
                     );
-                    Ok(Fault::Abandoned { member: me, reason })
+                    Ok(Fault::Aborted { member: me, reason })
                 }
                 (None, true) if over => Ok(Fault::Timeout { missing: state.to_blame(call, missing) }),
                 // Members have left, but none of those whose messages are missing.
@@ -465,7 +465,7 @@ impl Channel {
     pub(super) fn state_of_creation(&self) -> Creation {
         let state = lock(&self.state);
         match (&state.fault, state.left) {
-            (Some((_, Fault::Abandoned { .. })), _) => Creation::Refused,
+            (Some((_, Fault::Aborted { .. })), _) => Creation::Refused,
             (None, false) => Creation::Open,
             _ => Creation::Failed,
         }
@@ -502,7 +502,7 @@ impl Channel {
         state.for_everyone[me] = true;
         if state.fault.is_none() {
             let reason = "it rebuilds the head".into();
-            state.fault = Some((*call, Fault::Abandoned { member: me, reason }));
+            state.fault = Some((*call, Fault::Aborted { member: me, reason }));
             self.wake_everybody();
         }
         loop {

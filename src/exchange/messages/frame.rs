@@ -123,7 +123,7 @@ impl Progress {
 
 const TIMEOUT: u64 = 0;
 const LOST: u64 = 1;
-const ABANDONED: u64 = 2;
+const ABORTED: u64 = 2;
 
 /// A fault that `me` tells its peers: words `[kind, n, m, heard[n], members[m]]`, then the reason.
 pub(super) fn encode_fault(me: usize, fault: &Fault, progress: &Progress) -> Vec<u8> {
@@ -132,11 +132,11 @@ pub(super) fn encode_fault(me: usize, fault: &Fault, progress: &Progress) -> Vec
     let (kind, members, reason) = match fault {
         Fault::Timeout { missing } => (TIMEOUT, &missing[..], ""),
         Fault::Lost { members } => (LOST, &members[..], ""),
-        Fault::Abandoned { member, reason } => (ABANDONED, std::slice::from_ref(member), reason.as_str()),
+        Fault::Aborted { member, reason } => (ABORTED, std::slice::from_ref(member), reason.as_str()),
         // Other faults concern their finder alone: the peers are told that a member cannot go on.
         other => {
             told = format!("its transport failed: {other:?}");
-            (ABANDONED, &own[..], told.as_str())
+            (ABORTED, &own[..], told.as_str())
         }
     };
     let heard = progress.heard.iter().copied();
@@ -158,7 +158,7 @@ pub(super) fn decode_fault(bytes: &[u8], size: usize) -> Option<(Fault, Progress
     let fault = match kind {
         TIMEOUT => Fault::Timeout { missing: members },
         LOST => Fault::Lost { members },
-        ABANDONED => Fault::Abandoned { member: *members.first()?, reason },
+        ABORTED => Fault::Aborted { member: *members.first()?, reason },
         _ => return None,
     };
     Some((fault, Progress { heard }))
@@ -205,7 +205,7 @@ mod tests {
             Fault::Timeout { missing: vec![1, 4] },
             Fault::Timeout { missing: vec![] },
             Fault::Lost { members: vec![5] },
-            Fault::Abandoned { member: 3, reason: "hidden_states: wanted 2 rows ≠ 3".into() },
+            Fault::Aborted { member: 3, reason: "hidden_states: wanted 2 rows ≠ 3".into() },
         ] {
             let bytes = encode_fault(0, &fault, &progress);
             assert_eq!(decode_fault(&bytes, 6), Some((fault, progress.clone())));
@@ -215,7 +215,7 @@ mod tests {
         let broken = Fault::Broken { problem: "the cable".into(), fix: "mend it".into() };
         let (told, _) = decode_fault(&encode_fault(2, &broken, &progress), 6).unwrap();
         assert!(
-            matches!(&told, Fault::Abandoned { member: 2, reason } if reason.contains("the cable")),
+            matches!(&told, Fault::Aborted { member: 2, reason } if reason.contains("the cable")),
             "{told:?}"
         );
     }

@@ -266,7 +266,7 @@ fn a_fault_of_another_thread_ends_the_wait_at_once() {
         // By the member's own other thread; its peer learns of it too.
         a.notify_abort(&call(3, 60_000), "shut down");
         let (began, result, ended) = waits.join().unwrap();
-        let told = Fault::Abandoned { member: 0, reason: "shut down".into() };
+        let told = Fault::Aborted { member: 0, reason: "shut down".into() };
         assert_eq!(result, Err(told.clone()));
         assert!(ended - began < Duration::from_secs(5));
         // Member 0 had sent its piece of this call before.
@@ -319,7 +319,7 @@ fn a_late_member_passes_over_what_its_peers_left_and_joins_the_latest() {
     endpoints[0].notify_abort(&create, "no weights");
     settle(1);
     let (instance, told) = open(1);
-    let refused = Fault::Abandoned { member: 0, reason: "no weights".into() };
+    let refused = Fault::Aborted { member: 0, reason: "no weights".into() };
     assert_eq!((instance, told.pending_fault().map(|(_, fault)| fault)), (3, Some(refused)));
     drop(told);
     settle(0);
@@ -422,7 +422,7 @@ fn random_aborts_end_in_the_same_step_on_all_members() {
             for round in 0..100u32 {
                 let program = random_program(&mut random, size, some_sit_out);
                 let (breaker, at) = (random.below(size), random.below(program.len()));
-                let broken = Fault::Abandoned { member: breaker, reason: format!("round {round}") };
+                let broken = Fault::Aborted { member: breaker, reason: format!("round {round}") };
                 let is_whole = |lists: &[Vec<usize>]| lists[0].len() == size;
                 let whole_before = program[..at].iter().filter(|lists| is_whole(lists)).count();
                 let mut whole = 0;

@@ -260,7 +260,7 @@ fn a_group_that_is_larger_than_its_exchange_is_refused_on_every_rank() {
         for (rank, (error, _)) in ended.iter().enumerate() {
             let text = error.to_string();
             let want = match right && rank == 0 {
-                true => "abandoned: ranks [1] say exchange: wanted member 1 of a group of 4, got member 1 of",
+                true => "aborted: ranks [1] say exchange: wanted member 1 of a group of 4, got member 1 of",
                 false => "of a group of 4, got member",
             };
             assert!(text.contains(want), "rank {rank}: {text}");

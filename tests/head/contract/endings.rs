@@ -29,7 +29,7 @@ fn a_dropped_step_is_told_to_the_others() {
         Err(Error::Poisoned { cause })
     });
     for rank in [0, 2] {
-        assert_mismatch(&errors[rank..=rank], "abandoned: ranks [1] say dropped the step without running it");
+        assert_mismatch(&errors[rank..=rank], "aborted: ranks [1] say dropped the step without running it");
     }
     assert!(errors[1].to_string().contains("this rank dropped the step"), "{}", errors[1]);
 }
@@ -46,7 +46,7 @@ fn rows_that_do_not_fit_end_the_step_on_every_rank() {
         errors[1]
     );
     for rank in [0, 2] {
-        assert_mismatch(&errors[rank..=rank], "abandoned: ranks [1] say hidden_states: wanted 2 rows");
+        assert_mismatch(&errors[rank..=rank], "aborted: ranks [1] say hidden_states: wanted 2 rows");
     }
 }
 
@@ -72,7 +72,7 @@ fn a_panic_inside_and_outside_of_a_step_is_seen_by_the_others() {
             if inside {
                 assert_mismatch(
                     std::slice::from_ref(error),
-                    "abandoned: ranks [1] say its thread panicked in the step",
+                    "aborted: ranks [1] say its thread panicked in the step",
                 );
             } else {
                 assert!(matches!(error, Error::RankLost { ranks, .. } if ranks == &[1]), "{error}");
@@ -102,10 +102,7 @@ fn a_panic_in_the_backend_that_the_engine_catches_poisons_the_head_and_is_told()
         let broken = catch_unwind(AssertUnwindSafe(|| both(&mut head)));
         assert_eq!(broken.is_err(), me == 1);
         if let Ok(result) = broken {
-            assert_mismatch(
-                &[result.unwrap_err()],
-                "abandoned: ranks [1] say its thread panicked in the step",
-            );
+            assert_mismatch(&[result.unwrap_err()], "aborted: ranks [1] say its thread panicked in the step");
         }
         assert!(head.poisoned().is_some());
         head.rebuild().unwrap();
@@ -146,7 +143,7 @@ fn a_refusal_of_one_ranks_own_data_is_told_to_the_others_at_once() {
         });
         assert!(ended[1].0.is_bad_input() && ended[1].0.to_string().contains(want), "{}", ended[1].0);
         for rank in [0, 2] {
-            assert_mismatch(&[ended[rank].0.clone()], "abandoned: ranks [1] say");
+            assert_mismatch(&[ended[rank].0.clone()], "aborted: ranks [1] say");
             assert_mismatch(&[ended[rank].0.clone()], want);
         }
         assert_at_once("a refusal of one rank's own data", &ended);
@@ -259,10 +256,7 @@ fn a_panic_anywhere_is_told_at_once_and_poisons_the_head() {
         let ended: Vec<Ended> = ended.into_iter().flatten().collect();
         assert_eq!(ended.len(), SIZE - 1);
         for (error, _) in &ended {
-            assert_mismatch(
-                std::slice::from_ref(error),
-                "abandoned: ranks [1] say its thread panicked in the",
-            );
+            assert_mismatch(std::slice::from_ref(error), "aborted: ranks [1] say its thread panicked in the");
         }
         assert_at_once(&format!("a panic {place:?}"), &ended);
     }
@@ -409,7 +403,7 @@ fn a_rebuild_on_one_rank_ends_its_peers_step_at_once_and_meets_its_rebuild() {
         error.map(|error| (error, began.elapsed()))
     });
     let ended: Vec<Ended> = ended.into_iter().flatten().collect();
-    assert_mismatch(&[ended[0].0.clone()], "abandoned: ranks [0] say it rebuilds the head");
+    assert_mismatch(&[ended[0].0.clone()], "aborted: ranks [0] say it rebuilds the head");
     assert_at_once("a rebuild on one rank", &ended);
 }
 

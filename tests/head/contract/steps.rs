@@ -96,7 +96,7 @@ fn unverified_steps_that_move_equal_bytes_are_told_apart() {
         let text = error.to_string();
         assert!(
             text.contains("with another mode, request, counts or weights version")
-                || text.contains("abandoned"),
+                || text.contains("aborted"),
             "{text}"
         );
     }

@@ -182,6 +182,6 @@ fn a_process_that_is_killed_or_stopped_in_a_device_wait_is_named_by_all_others()
 
 #[test]
 fn a_fault_of_the_next_step_ends_no_wait_for_this_one() {
-    let words = "abandoned: ranks [1] say cannot go on";
+    let words = "aborted: ranks [1] say cannot go on";
     assert_all("a fault of the next step", SIZE, |_| vec![(MISMATCH, words)], super::AT_ONCE);
 }

@@ -184,7 +184,7 @@ fn a_product_that_fails_is_told_to_every_rank_at_once() {
         1 => vec![(DEVICE, "CUDA_ERROR_ILLEGAL_ADDRESS")],
         _ => vec![(
             MISMATCH,
-            "abandoned: ranks [1] say device 0, after kernel matmul: CUDA_ERROR_ILLEGAL_ADDRESS",
+            "aborted: ranks [1] say device 0, after kernel matmul: CUDA_ERROR_ILLEGAL_ADDRESS",
         )],
     };
     assert_all("a product that fails", SIZE, allowed, AT_ONCE);
@@ -193,7 +193,7 @@ fn a_product_that_fails_is_told_to_every_rank_at_once() {
 #[test]
 fn a_product_that_does_not_end_is_named_at_the_deadline() {
     let allowed = |rank| match rank {
-        1 => vec![(TIMEOUT, "ranks [1] did not come within 500ms"), (MISMATCH, "abandoned: ranks [1] say")],
+        1 => vec![(TIMEOUT, "ranks [1] did not come within 500ms"), (MISMATCH, "aborted: ranks [1] say")],
         _ => vec![(TIMEOUT, "ranks [1] did not come within 500ms")],
     };
     // Rank 1 itself only returns when its product ends, after three deadlines.
@@ -257,7 +257,7 @@ fn memory_that_is_short_on_one_rank_is_named_on_every_rank() {
             let (code, text) = error_of(answer);
             println!("memory short on one rank, {transport}: rank {rank} knew after {:.1} ms", ms_of(answer));
             let own = rank == 1 && code == SHAPE && text.contains("fits this machine's memory");
-            let told = rank != 1 && code == MISMATCH && text.contains("abandoned: ranks [1] say");
+            let told = rank != 1 && code == MISMATCH && text.contains("aborted: ranks [1] say");
             assert!(own || told, "{transport}, rank {rank}: {code} {text}");
         }
     }

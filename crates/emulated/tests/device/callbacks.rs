@@ -121,7 +121,7 @@ fn a_notice_ends_the_wait_for_the_device() {
         assert_eq!(gather_nothing(&endpoints[0], &this), Ok(()));
         assert_eq!(gathers.join().expect("no panic"), Ok(()));
     });
-    let why = Fault::Abandoned { member: 1, reason: "no memory".into() };
+    let why = Fault::Aborted { member: 1, reason: "no memory".into() };
     side(&endpoints[1]).abort(&why);
     // An event that is not of the device: it never completes.
     let mark = side(&endpoints[0]).mark(&this, Stream::NONE).expect("a mark");

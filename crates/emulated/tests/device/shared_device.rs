@@ -45,7 +45,7 @@ fn who_does_not_come_or_gives_up_is_named() {
         let waits = scope.spawn(|| gather(&endpoints[0], &this));
         endpoints[1].notify_abort(&this, "no memory");
         let told = waits.join().expect("no panic");
-        assert_eq!(told, Err(Fault::Abandoned { member: 1, reason: "no memory".into() }));
+        assert_eq!(told, Err(Fault::Aborted { member: 1, reason: "no memory".into() }));
     });
 }
 

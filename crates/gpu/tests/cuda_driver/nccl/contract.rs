@@ -144,7 +144,7 @@ fn in_child_short_memory() {
         let error = rank.step().expect_err("no memory on rank 1");
         let took = began.elapsed();
         knew("memory short on one rank", me, took);
-        let words = if me == 1 { "CUDA_ERROR_OUT_OF_MEMORY" } else { "abandoned: ranks [1] say" };
+        let words = if me == 1 { "CUDA_ERROR_OUT_OF_MEMORY" } else { "aborted: ranks [1] say" };
         assert!(error.to_string().contains(words), "rank {me}: {error}");
         assert!(took < DEADLINE + Duration::from_secs(1), "rank {me}: {took:?}");
         drop(taken);

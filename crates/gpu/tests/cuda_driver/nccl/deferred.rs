@@ -228,11 +228,8 @@ fn in_child_refused() {
             let error = step.run().expect_err("a step without rank 2").to_string();
             let took = began.elapsed();
             knew("a workspace that is too small", me, took);
-            let words = if me == 1 {
-                "allocate what LoadedShard::workspace says"
-            } else {
-                "abandoned: ranks [1] say"
-            };
+            let words =
+                if me == 1 { "allocate what LoadedShard::workspace says" } else { "aborted: ranks [1] say" };
             assert!(error.contains(words), "rank {me}: {error}");
             assert!(took < timeout / 2, "rank {me}: {took:?}");
         }
