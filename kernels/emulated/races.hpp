@@ -1,6 +1,6 @@
-// Who wrote and who read each piece of shared memory, and what a later access must know of that.
+// Who wrote and who read each cell of shared memory, and what a later access must know of that.
 //
-// A piece is 16 bytes, divided into four and again into single bytes where accesses are smaller: the tiles of
+// A cell is 16 bytes, divided into four and again into single bytes where accesses are smaller: the tiles of
 // matrix instructions stay cheap, and neighbours that are written by different threads are no race.
 #pragma once
 #include "clock.hpp"
@@ -23,17 +23,17 @@ struct Stamp {
   uint32_t time;
 };
 
-struct Piece {
+struct Cell {
   Stamp writer;
   Stamp readers[4];
   uint32_t *many_readers;  // where four are not enough: the time of each agent
-  Piece *parts;            // four of a quarter the size
+  Cell *parts;             // four of a quarter the size
   uint16_t reading;        // TMA stores under way
   bool barrier;            // holds an mbarrier
 };
 
 struct Shadow {
-  Piece *pieces;  // null: nothing is checked
+  Cell *cells;  // null: nothing is checked
   uint32_t count;
   void open(uint32_t bytes);
   void close();
@@ -43,7 +43,7 @@ struct Shadow {
 struct WgmmaReader {
   Warpgroup &group;
   uint32_t time;
-  // The last agent looked up, since neighbouring pieces have the same writer.
+  // The last agent looked up, since neighbouring cells have the same writer.
   uint32_t agent = 0xffffffffu, plain = 0, fenced = 0;
 };
 

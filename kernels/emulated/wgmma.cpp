@@ -42,12 +42,13 @@ uint32_t address_of(const Descriptor &d, uint32_t row, uint32_t half) {
   return linear ^ (linear >> 7 & mask) << 4;
 }
 
-template <class Piece>
-void each_piece(Fiber &self, uint64_t bits, int rows, Piece piece) {
+// Calls act(row, half, offset in shared memory) for each 16-byte vector of a matrix.
+template <class Act>
+void each_vector(Fiber &self, uint64_t bits, int rows, Act act) {
   const Descriptor d = decode(self, bits);
   for (int row = 0; row < rows; ++row)
     for (uint32_t half = 0; half < 2; ++half)
-      piece(row, half, shared_offset(self, *self.block, address_of(d, uint32_t(row), half), 16, 16));
+      act(row, half, shared_offset(self, *self.block, address_of(d, uint32_t(row), half), 16, 16));
 }
 
 void check_reads(Fiber &self, Warpgroup &group, const WgmmaRecord &record, uint64_t number) {
@@ -55,8 +56,8 @@ void check_reads(Fiber &self, Warpgroup &group, const WgmmaRecord &record, uint6
   const auto check = [&](int, uint32_t, uint32_t offset) {
     note_wgmma_read(*group.block, offset, 16, reader);
   };
-  if (!record.operands.from) each_piece(self, record.operands.a, kM, check);
-  each_piece(self, record.operands.b, record.operands.n, check);
+  if (!record.operands.from) each_vector(self, record.operands.a, kM, check);
+  each_vector(self, record.operands.b, record.operands.n, check);
 }
 
 void execute(Fiber &self, const WgmmaRecord &record) {
@@ -71,10 +72,10 @@ void execute(Fiber &self, const WgmmaRecord &record) {
       a[row][t + 4] = fragment[2], a[row + 8][t + 4] = fragment[3];
     }
   else
-    each_piece(self, operands.a, kM, [&](int row, uint32_t half, uint32_t offset) {
+    each_vector(self, operands.a, kM, [&](int row, uint32_t half, uint32_t offset) {
       std::memcpy(&a[row][half * 4], shared + offset, 16);
     });
-  each_piece(self, operands.b, operands.n, [&](int row, uint32_t half, uint32_t offset) {
+  each_vector(self, operands.b, operands.n, [&](int row, uint32_t half, uint32_t offset) {
     std::memcpy(&b[row][half * 4], shared + offset, 16);
   });
   uint32_t *values = record.accumulators->values;
