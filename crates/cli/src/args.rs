@@ -2,7 +2,8 @@
 //! which says what is wrong with it.
 
 use crate::sampling_args::SamplingArgs;
-use crate::values::{self, RowCounts, at_least_one, refused};
+use crate::values::{self, at_least_one, refused};
+use clap::ArgAction::Set;
 use clap::{Args, ValueEnum};
 use lmhead::config::{LmheadTpSize, Quantization};
 use lmhead::dtype::DType;
@@ -44,8 +45,8 @@ pub struct RowArgs {
     #[arg(long, value_name = "FILE")]
     pub hidden: Option<PathBuf>,
     /// Hidden rows of each dp rank, as in 7,0,12,9 [default: as even as possible; 28 in all when synthetic]
-    #[arg(long, value_name = "N,N,...", value_parser = values::row_counts)]
-    pub rows: Option<RowCounts>,
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', action = Set, value_parser = values::row_count)]
+    pub rows: Option<Vec<usize>>,
     #[command(flatten)]
     pub ranks: RankArgs,
     /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where
@@ -225,7 +226,7 @@ impl RunArgs {
 
     /// Hidden rows per dp rank, where given.
     pub fn rows(&self) -> Option<&[usize]> {
-        self.rows.rows.as_ref().map(|RowCounts(rows)| &rows[..])
+        self.rows.rows.as_deref()
     }
 
     /// The sampling parameters of every row; `None` where the request does not sample.

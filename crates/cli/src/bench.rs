@@ -8,8 +8,9 @@ mod subject;
 
 use crate::args::SizeArgs;
 use crate::output::OutFile;
-use crate::values::{self, RowCounts, refused};
+use crate::values::{self, refused};
 use crate::{Failure, print, terminal, threads};
+use clap::ArgAction::Set;
 use clap::{Args, ValueEnum};
 use lmhead::backend::Backend;
 use lmhead::backend::HeadTypes;
@@ -30,11 +31,25 @@ use subject::Subject;
 #[command(allow_hyphen_values = true)]
 pub struct BenchArgs {
     /// bf16 | f16 | f32 | w8a8 | w8a16: types to time, one after the other; int8 heads take bf16 rows
-    #[arg(long, value_name = "TYPE,TYPE,...", default_value = "bf16,w8a8,w8a16", value_parser = head_types)]
-    dtypes: HeadTypeList,
+    #[arg(
+        long,
+        value_name = "TYPE,TYPE,...",
+        default_value = "bf16,w8a8,w8a16",
+        value_delimiter = ',',
+        action = Set,
+        value_parser = HeadType::parse
+    )]
+    dtypes: Vec<HeadType>,
     /// Row counts to time
-    #[arg(long, value_name = "M,M,...", default_value = "1,4,8,16,28,64,256", value_parser = timed_rows)]
-    rows: RowCounts,
+    #[arg(
+        long,
+        value_name = "M,M,...",
+        default_value = "1,4,8,16,28,64,256",
+        value_delimiter = ',',
+        action = Set,
+        value_parser = timed_rows
+    )]
+    rows: Vec<usize>,
     /// What to time: rows (gathered, packed or quantised; on a head of one id), matmul (all of them to f32
     /// logits), epilogue (dequantised and written; on a head of one column), softcap (that with a softcap),
     /// or a whole step of one rank: logits, argmax, topk:K, logprobs[:N], sample[:N]
@@ -42,9 +57,11 @@ pub struct BenchArgs {
         long,
         value_name = "STAGE,...",
         default_value = "rows,matmul,epilogue,logits,argmax,topk:8",
-        value_parser = stages
+        value_delimiter = ',',
+        action = Set,
+        value_parser = Stage::parse
     )]
-    stages: StageList,
+    stages: Vec<Stage>,
     /// Repetitions: in each, the read stream and then every stage is timed once
     #[arg(
         long,
@@ -150,10 +167,10 @@ enum HeadType {
 
 impl HeadType {
     fn parse(text: &str) -> Result<Self> {
-        match text {
+        match text.trim() {
             "w8a8" => Ok(HeadType::Int8(Quantization::W8a8)),
             "w8a16" => Ok(HeadType::Int8(Quantization::W8a16)),
-            _ => {
+            text => {
                 text.parse().ok().filter(|dtype| *dtype != DType::I8).map(HeadType::Float).ok_or_else(|| {
                     let fix = "use one of those, or several with commas between them";
                     refused("--dtypes", "bf16, f16, f32, w8a8 or w8a16", text, fix)
@@ -196,7 +213,7 @@ enum Stage {
 
 impl Stage {
     fn parse(text: &str) -> Result<Self> {
-        Ok(match text {
+        Ok(match text.trim() {
             "rows" => Stage::Rows,
             "matmul" => Stage::Matmul,
             "epilogue" => Stage::Epilogue,
@@ -232,25 +249,13 @@ impl Stage {
     }
 }
 
-/// Values of --dtypes and --stages. Types of their own, for the reason given at [`RowCounts`].
-#[derive(Clone)]
-struct HeadTypeList(Vec<HeadType>);
-#[derive(Clone)]
-struct StageList(Vec<Stage>);
-
-fn head_types(text: &str) -> Result<HeadTypeList> {
-    text.split(',').map(|text| HeadType::parse(text.trim())).collect::<Result<_>>().map(HeadTypeList)
-}
-
-fn stages(text: &str) -> Result<StageList> {
-    text.split(',').map(|text| Stage::parse(text.trim())).collect::<Result<_>>().map(StageList)
-}
-
-fn timed_rows(text: &str) -> Result<RowCounts> {
-    let rows = values::row_counts(text)?;
-    let Some(bad) = rows.0.iter().find(|rows| !(1..=MAX_ROWS).contains(*rows)) else { return Ok(rows) };
+fn timed_rows(text: &str) -> Result<usize> {
+    let rows = values::row_count(text)?;
+    if (1..=MAX_ROWS).contains(&rows) {
+        return Ok(rows);
+    }
     let wanted = format!("row counts from 1 to {MAX_ROWS}");
-    Err(refused("--rows", &wanted, &bad.to_string(), "write it as in --rows 1,28,256"))
+    Err(refused("--rows", &wanted, &rows.to_string(), "write it as in --rows 1,28,256"))
 }
 
 /// All repetitions are held in memory until the end.
@@ -390,8 +395,7 @@ impl BenchArgs {
                 return Err(values::one_of("--preset, --vocab-size", "several", fix));
             }
         };
-        let (HeadTypeList(types), RowCounts(rows), StageList(stages)) =
-            (self.dtypes.clone(), self.rows.clone(), self.stages.clone());
+        let (types, rows, stages) = (self.dtypes.clone(), self.rows.clone(), self.stages.clone());
         for stage in &stages {
             if let Stage::Request(request) = stage {
                 request.check(vocab_size)?;

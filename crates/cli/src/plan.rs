@@ -11,7 +11,7 @@ use crate::args::{self, RankArgs, SizeArgs};
 use crate::input::HeadSource;
 use crate::output::{OutFile, input_files};
 use crate::sampling_args::SamplingArgs;
-use crate::values::{self, RowCounts, at_least_one, refused};
+use crate::values::{self, at_least_one, refused};
 use crate::{Failure, print, terminal};
 use clap::ArgAction::Set;
 use clap::{Args, ValueEnum};
@@ -60,8 +60,8 @@ struct LayoutArgs {
     )]
     rows_per_rank: Option<usize>,
     /// Rows of each dp rank where they differ, as in 7,0,12,9; the cost model goes by the most
-    #[arg(long, value_name = "N,N,...", value_parser = values::row_counts)]
-    rows: Option<RowCounts>,
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', action = Set, value_parser = values::row_count)]
+    rows: Option<Vec<usize>>,
     #[command(flatten)]
     ranks: RankArgs,
     /// Pipeline stages; the head is on the last one
@@ -330,7 +330,7 @@ impl PlannedHeadArgs {
 impl LayoutArgs {
     /// The layout, and the rows of each dp rank.
     fn layout(&self, config: &HeadConfig) -> Result<(ParallelLayout, Vec<usize>)> {
-        let listed = self.rows.as_ref().map(|RowCounts(rows)| rows.clone());
+        let listed = self.rows.clone();
         let RankArgs { dp, tp } = self.ranks;
         let (dp, pp) = (values::dp_ranks(dp, listed.as_deref())?, self.pp);
         let order = match self.rank_order {

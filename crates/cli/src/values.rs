@@ -66,17 +66,10 @@ pub fn speed(option: &'static str) -> impl Parser<f64> {
     }
 }
 
-/// Row counts, separated by commas. A type of its own, because clap takes a `Vec` for an option that may be
-/// given several times.
-#[derive(Clone)]
-pub struct RowCounts(pub Vec<usize>);
-
-pub fn row_counts(text: &str) -> Result<RowCounts> {
+/// One entry of --rows.
+pub fn row_count(text: &str) -> Result<usize> {
     let wanted = "row counts of at least 0, separated by commas";
-    let count = |entry: &str| {
-        entry.trim().parse().map_err(|_| refused("--rows", wanted, entry, "write it as in --rows 7,0,12,9"))
-    };
-    text.split(',').map(count).collect::<Result<_>>().map(RowCounts)
+    text.trim().parse().map_err(|_| refused("--rows", wanted, text, "write it as in --rows 7,0,12,9"))
 }
 
 /// The number of data-parallel ranks by --dp and the entries of --rows; 1 where neither is given.
@@ -127,7 +120,7 @@ mod tests {
             said(at_most("--reps", 3, "use 1")("4").unwrap_err()).contains("--reps: wanted 1 to 3, got `4`")
         );
         assert!(said(speed("--tflops")("nan").unwrap_err()).contains("--tflops: wanted a finite number"));
-        assert!(said(row_counts("3,,4").err().unwrap()).contains("--rows: wanted row counts"));
+        assert!(said(row_count("").unwrap_err()).contains("--rows: wanted row counts"));
         assert!(
             said(float("--weights", "")("e4m3").unwrap_err()).contains("--weights: wanted f32, bf16 or f16")
         );
