@@ -4,7 +4,7 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use crate::amx::{STEP, Shape, TILE, TILE_BYTES, Tiles, hardware::Hardware};
 use crate::convert::RowType;
-use crate::isa::Isa;
+use crate::isa::{Isa, prefetch};
 use crate::product::Format;
 use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const PART: usize = 1 << 20;
 /// Bytes of a cache line.
 const LINE: usize = 64;
+/// How many bytes ahead `read_stream` prefetches.
+const AHEAD: usize = 4096;
 
 /// Independent sums: more than the latency of an instruction times the number issued per cycle, and few
 /// enough for 16 registers.
@@ -26,11 +28,17 @@ const ROUNDS: usize = 1 << 14;
 /// Reads `bytes` once, on all threads of the current pool, and returns the sum of their 64-bit words
 /// (little-endian; a last, partial cache line is skipped). No matmul over these weights can take less time.
 pub fn read_stream(bytes: &[u8]) -> u64 {
+    // Measured: it made a stream 1.3 times as fast on an Intel Xeon with AMX, and cost a quarter on Zen 4.
+    if Isa::Amx.is_available() { read::<true>(bytes) } else { read::<false>(bytes) }
+}
+
+fn read<const PREFETCH: bool>(bytes: &[u8]) -> u64 {
     let read = |part: &[u8]| {
         let mut sums = [0u64; LINE / 8];
-        let lines = part.as_chunks::<LINE>().0;
-        // Without prefetching, which on Zen 4 cost a quarter of the speed.
-        for line in lines {
+        for line in part.as_chunks::<LINE>().0 {
+            if PREFETCH {
+                prefetch(line.as_ptr().wrapping_add(AHEAD));
+            }
             for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
                 *sum = sum.wrapping_add(u64::from_le_bytes(*word));
             }

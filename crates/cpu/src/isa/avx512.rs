@@ -134,33 +134,20 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
         unreachable!("Isa::multiplies_bytes")
     }
 
-    /// Looks magnitudes up in a table. VBMI's lookup takes an index of seven bits, so that magnitudes 0 and
-    /// 128 share an entry, which has 128. Its low byte is right for 0, too; the high byte is zeroed where the
-    /// weight is 0.
     #[inline(always)]
     fn i8_to_bf16(quad: __m512i) -> [__m512i; 2] {
         if !BF16 {
             unreachable!("Isa::multiplies_bf16");
         }
-        // SAFETY: AVX-512 BW and VBMI as above.
-        unsafe {
-            let magnitude = _mm512_abs_epi8(quad);
-            let not_0 = _mm512_test_epi8_mask(quad, quad);
-            signed_bf16(
-                quad,
-                look_up(&INT8_LOW, magnitude),
-                _mm512_maskz_mov_epi8(not_0, look_up(&INT8_HIGH, magnitude)),
-            )
-        }
+        unpack(bf16_of_i8(quad))
     }
 
-    /// Looks codes up in a table. VBMI's lookup takes an index of seven bits: the code without its sign.
     #[inline(always)]
     fn e4m3_to_bf16(quad: __m512i) -> [__m512i; 2] {
         if !BF16 {
             unreachable!("Isa::multiplies_bf16");
         }
-        signed_bf16(quad, look_up(&E4M3_LOW, quad), look_up(&E4M3_HIGH, quad))
+        unpack(bf16_of_e4m3(quad))
     }
 
     #[inline(always)]
@@ -247,35 +234,68 @@ fn look_up(table: &[Quad; 2], bytes: __m512i) -> __m512i {
     }
 }
 
-/// The bf16 made of these low and high bytes, with the signs of the bytes of `quad`.
+/// The low and the high bytes of 64 int8 as bf16. VBMI's lookup takes an index of seven bits, so that
+/// magnitudes 0 and 128 share an entry, which has 128. Its low byte is right for 0, too; the high byte is
+/// zeroed where the weight is 0.
 #[inline(always)]
-fn signed_bf16(quad: __m512i, low: __m512i, high: __m512i) -> [__m512i; 2] {
+fn bf16_of_i8(quad: __m512i) -> [__m512i; 2] {
+    // SAFETY: private to this file, whose callers run where AVX-512 BW and VBMI were detected.
+    unsafe {
+        let magnitude = _mm512_abs_epi8(quad);
+        let not_0 = _mm512_test_epi8_mask(quad, quad);
+        let high = _mm512_maskz_mov_epi8(not_0, look_up(&INT8_HIGH, magnitude));
+        [look_up(&INT8_LOW, magnitude), signed(high, quad)]
+    }
+}
+
+/// The same for E4M3 codes.
+#[inline(always)]
+fn bf16_of_e4m3(quad: __m512i) -> [__m512i; 2] {
+    [look_up(&E4M3_LOW, quad), signed(look_up(&E4M3_HIGH, quad), quad)]
+}
+
+/// These bytes with the signs of the bytes of `quad`.
+#[inline(always)]
+fn signed(high: __m512i, quad: __m512i) -> __m512i {
     const OR_OF_AND: i32 = 0xf8; // a | (b & c)
     // SAFETY: private to this file, whose callers run where AVX-512 F and BW were detected.
-    unsafe {
-        let high = _mm512_ternarylogic_epi32::<OR_OF_AND>(high, quad, _mm512_set1_epi8(i8::MIN));
-        [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
-    }
+    unsafe { _mm512_ternarylogic_epi32::<OR_OF_AND>(high, quad, _mm512_set1_epi8(i8::MIN)) }
+}
+
+/// The bf16 made of low and high bytes: the first half of each 16 in one register, the second in the other.
+#[inline(always)]
+fn unpack([low, high]: [__m512i; 2]) -> [__m512i; 2] {
+    // SAFETY: private to this file, whose callers run where AVX-512 F and BW were detected.
+    unsafe { [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)] }
 }
 
 /// Widens 64 int8, or E4M3 codes, to bf16, exactly and in order. The caller must have AVX-512 BW and VBMI.
 #[inline(always)]
 pub(crate) fn bytes_to_bf16<const E4M3: bool>(bytes: &[u8; 64]) -> [[u8; 64]; 2] {
-    // The first half of each 16 bytes is in one register, the second half in the other.
     let quad = Avx512::<true>::load(&bytemuck::cast(*bytes));
-    let [first, second] =
-        if E4M3 { Avx512::<true>::e4m3_to_bf16(quad) } else { Avx512::<true>::i8_to_bf16(quad) };
+    let [low, high] = if E4M3 { bf16_of_e4m3(quad) } else { bf16_of_i8(quad) };
     let mut lines = [[0; 64]; 2];
-    // SAFETY: private to this crate, whose callers run where AVX-512 F was detected; a line is 64 bytes.
+    // SAFETY: private to this crate, whose callers run where AVX-512 VBMI was detected; a line is 64 bytes.
     unsafe {
-        let low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-        let high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-        for (line, order) in lines.iter_mut().zip([low, high]) {
-            _mm512_storeu_si512(line.as_mut_ptr().cast(), _mm512_permutex2var_epi64(first, order, second));
+        for (line, order) in lines.iter_mut().zip(&IN_ORDER) {
+            let order = _mm512_loadu_si512(order.as_ptr().cast());
+            let line = line.as_mut_ptr().cast();
+            _mm512_storeu_si512(line, _mm512_permutex2var_epi8(low, order, high));
         }
     }
     lines
 }
+
+/// Low and high bytes, which are 64 apart, by turns: those of the first 32 values, and of the others.
+static IN_ORDER: [[u8; 64]; 2] = {
+    let mut order = [[0; 64]; 2];
+    let mut i = 0;
+    while i < 128 {
+        order[i / 64][i % 64] = (i / 2 + i % 2 * 64) as u8;
+        i += 1;
+    }
+    order
+};
 
 /// The low and the high bytes of 1 to 128 as bf16; n is at index n modulo 128.
 static INT8_LOW: [Quad; 2] = bf16_bytes(int8_magnitudes(), 0);
