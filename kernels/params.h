@@ -760,7 +760,7 @@ typedef struct PeerCounts {
   uint32_t taken;
 } PeerCounts;
 
-/* In the host's page-locked memory; zeros at first. */
+/* In the host's pinned memory; zeros at first. */
 typedef struct PeerStatus {
   uint32_t ended;          /* not 0: no kernel waits any longer. The host sets it, or a kernel giving up */
   uint32_t missing;        /* 1 + the member for which a kernel has waited in vain; 0: none */

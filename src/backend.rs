@@ -97,3 +97,10 @@ pub(crate) fn check_boundaries(shard: &HeadShard) -> Result<()> {
     }
     Ok(())
 }
+
+fn check_len(what: &str, got: usize, wanted: usize) -> Result<()> {
+    if got == wanted {
+        return Ok(());
+    }
+    Err(Error::shape(what, wanted, got, "pass one for each"))
+}

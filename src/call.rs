@@ -135,6 +135,11 @@ pub struct Call {
 }
 
 impl Call {
+    /// The call as the peers of a channel name it: by a head and an instance.
+    pub(crate) fn in_channel(&self, (head, instance): (u32, u32)) -> Call {
+        Call { head, instance, ..*self }
+    }
+
     /// The time left before the deadline.
     pub fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())

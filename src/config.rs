@@ -6,6 +6,7 @@ mod model;
 pub(crate) mod model_rules;
 mod object;
 pub(crate) mod python_json;
+mod unreadable;
 
 pub use group_size::GroupSizeRule;
 pub use model::ModelConfig;
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::layout::shard_range;
 use crate::merge::PartialSpec;
 use crate::quantize::MAX_INT8_HIDDEN;
+use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::path::Path;
@@ -84,17 +86,27 @@ impl Serialize for LmheadTpSize {
 
 impl<'de> Deserialize<'de> for LmheadTpSize {
     fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "lmhead_tp_size: wanted auto, -1 or a number of ranks")]
-        enum Raw {
-            Number(i64),
-            Text(String),
+        struct Size;
+        impl Visitor<'_> for Size {
+            type Value = LmheadTpSize;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("auto, -1 (the tensor-parallel size) or a number of ranks")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<LmheadTpSize, E> {
+                text.parse().map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+            }
+
+            fn visit_i64<E: de::Error>(self, n: i64) -> std::result::Result<LmheadTpSize, E> {
+                n.to_string().parse().map_err(|_| E::invalid_value(Unexpected::Signed(n), &self))
+            }
+
+            fn visit_u64<E: de::Error>(self, n: u64) -> std::result::Result<LmheadTpSize, E> {
+                n.to_string().parse().map_err(|_| E::invalid_value(Unexpected::Unsigned(n), &self))
+            }
         }
-        let text = match Raw::deserialize(d)? {
-            Raw::Number(n) => n.to_string(),
-            Raw::Text(text) => text,
-        };
-        text.parse().map_err(serde::de::Error::custom)
+        d.deserialize_any(Size)
     }
 }
 
@@ -107,7 +119,8 @@ pub enum Verify {
     /// Every step.
     #[default]
     Always,
-    /// The steps of `warm_up` only.
+    /// `prepare`: the steps of `warm_up` only.
+    #[serde(rename = "prepare")]
     WarmUp,
     /// Steps whose sequence number is a multiple of this (at least 1), and those of `warm_up`.
     Every(u32),
@@ -128,7 +141,7 @@ impl fmt::Display for Verify {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Verify::Always => f.write_str("always"),
-            Verify::WarmUp => f.write_str("warm_up"),
+            Verify::WarmUp => f.write_str("prepare"),
             Verify::Every(n) => write!(f, "every {n}"),
         }
     }
@@ -140,7 +153,7 @@ impl fmt::Display for Verify {
 /// ```toml
 /// lmhead_tp_size = 4          # auto | -1 | n
 /// quantization = "w8a8"       # none | w8a8 | w8a16
-/// verify = { every = 100 }    # "always" | "warm_up" | { every = n }
+/// verify = { every = 100 }    # "always" | "prepare" | { every = n }
 /// timeout_ms = 5000
 /// ```
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -203,7 +216,7 @@ impl Settings {
     /// # Errors
     /// `Config` naming the unknown key or the bad value with its line.
     pub fn from_toml(text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|e| unreadable("TOML configuration", &e))
+        Self::read_toml("TOML configuration", text)
     }
 
     /// Reads JSON.
@@ -211,9 +224,17 @@ impl Settings {
     /// # Errors
     /// `Config` naming the unknown key or the bad value with its line.
     pub fn from_json(text: &str) -> Result<Self> {
+        Self::read_json("JSON configuration", text)
+    }
+
+    fn read_toml(name: &str, text: &str) -> Result<Self> {
+        toml::from_str(text).map_err(|error| unreadable::toml(name, text, error))
+    }
+
+    fn read_json(name: &str, text: &str) -> Result<Self> {
         serde_json::from_str(text)
             .map(|object::Object(settings)| settings)
-            .map_err(|e| unreadable("JSON configuration", &e))
+            .map_err(|error| unreadable::json(name, text, &error))
     }
 
     /// Reads a file: JSON where its name ends in `.json`, otherwise TOML.
@@ -222,14 +243,11 @@ impl Settings {
     /// `File` where it cannot be read; `Config` as above, with the path in the key.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = read_text(path, "pass a TOML or JSON configuration file")?;
-        let json = path.extension().is_some_and(|e| e == "json");
-        let read = if json { Self::from_json(&text) } else { Self::from_toml(&text) };
-        read.map_err(|error| match error {
-            Error::Config { key, wanted, got, fix } => {
-                Error::Config { key: format!("{}: {key}", path.display()), wanted, got, fix }
-            }
-            other => other,
-        })
+        let name = path.display().to_string();
+        match path.extension().is_some_and(|e| e == "json") {
+            true => Self::read_json(&name, &text),
+            false => Self::read_toml(&name, &text),
+        }
     }
 }
 
@@ -240,12 +258,6 @@ fn read_text(path: &Path, fix: &str) -> Result<String> {
         return Err(Error::file(path, "is not a regular file", fix));
     }
     std::fs::read_to_string(path).map_err(unreadable)
-}
-
-/// A parser's error, its message joined to one line.
-fn unreadable(what: &str, error: &dyn fmt::Display) -> Error {
-    let got = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-    Error::config(what, "the keys that config::Settings documents", got, "correct or remove that key")
 }
 
 /// The configuration of one head, complete. Every rank of a group must hold the same.
@@ -429,7 +441,7 @@ impl HeadConfig {
                 "verify",
                 "every n steps with n at least 1",
                 "every 0",
-                "use \"always\" or \"warm_up\"",
+                "use \"always\" or \"prepare\"",
             ));
         }
         if let Some(model) = &self.cost_model {

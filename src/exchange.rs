@@ -204,3 +204,11 @@ fn check_count(what: &str, wanted: usize, got: usize) -> Result<(), Fault> {
         fix: "make the exchange for as many ranks as the head group has".into(),
     })
 }
+
+/// A gather that ends in `ms`, of step `step`.
+#[cfg(test)]
+fn test_call(step: u64, ms: u64) -> Call {
+    let (operation, began) = (Operation::GatherRows, std::time::Instant::now());
+    let deadline = began + std::time::Duration::from_millis(ms);
+    Call { head: 1, instance: 0, epoch: 0, step, operation, terms: 0, began, deadline }
+}

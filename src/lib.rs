@@ -1,8 +1,8 @@
 //! A sharded LM head for LLM inference engines.
 //!
-//! The LM head is `logits[rows, vocab] = hidden_states[rows, hidden] · Wᵀ`. In data-parallel serving every
-//! rank streams the whole `W` for its own few rows. Here a group of ranks shares one head: each holds a shard
-//! of the vocabulary, and one step is
+//! The LM head is `logits[rows, vocab] = hidden_states[rows, hidden] · Wᵀ`. In data-parallel serving each
+//! rank often streams the whole `W` for its own few rows. Here a group of ranks shares one head: each holds a
+//! shard of the vocabulary, and one step is
 //!
 //! ```text
 //! hidden rows -> gather -> matmul -> epilogue -> exchange -> result
@@ -79,6 +79,7 @@ pub mod fidelity;
 pub mod finish;
 pub mod head;
 pub mod layout;
+mod lock;
 #[allow(unsafe_code, reason = "addresses with a length, of memory that Rust may not know")]
 pub mod memory;
 pub mod merge;

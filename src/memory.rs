@@ -12,7 +12,7 @@ use std::ops::Range;
 /// The memory that bytes are in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Memory {
-    /// Host memory, page-locked or not.
+    /// Host memory, pinned or not.
     Host,
     /// Memory of the device with this ordinal.
     Device(u32),

@@ -1901,7 +1901,7 @@ const _: () = {
     ["Offset of field: PeerCounts::pushed"][::core::mem::offset_of!(PeerCounts, pushed) - 0usize];
     ["Offset of field: PeerCounts::taken"][::core::mem::offset_of!(PeerCounts, taken) - 4usize];
 };
-#[doc = " In the host's page-locked memory; zeros at first."]
+#[doc = " In the host's pinned memory; zeros at first."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PeerStatus {

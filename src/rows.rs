@@ -356,7 +356,7 @@ impl RowCounts {
             RowCounts::Exact(counts) if counts.len() != replicas => Err(Error::shape(
                 "exact row counts",
                 format!("{replicas} entries, one per replica of the group"),
-                format!("{} entries", counts.len()),
+                if counts.len() == 1 { "1 entry".to_string() } else { format!("{} entries", counts.len()) },
                 "list every replica's rows, idle ones as 0",
             )),
             RowCounts::Exact(counts) => Ok(counts[replica]),
@@ -413,7 +413,7 @@ mod tests {
     fn counts_are_checked_against_the_group() {
         assert_eq!(RowCounts::exact(&[7, 0]).own(1, 2), Ok(0));
         let text = RowCounts::exact(&[7]).own(0, 2).unwrap_err().to_string();
-        assert!(text.contains("wanted 2 entries, one per replica of the group, got 1 entries"), "{text}");
+        assert!(text.contains("wanted 2 entries, one per replica of the group, got 1 entry"), "{text}");
         let text = RowCounts::capacity(3, 4).own(0, 2).unwrap_err().to_string();
         assert!(text.contains("wanted at most 3 rows, got 4"), "{text}");
         assert_eq!(RowCounts::discover(9).own(0, 2), Ok(9));

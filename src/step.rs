@@ -28,7 +28,7 @@ const MAGIC: [u8; 4] = *b"LMH3";
 /// | 8..12 | instance: which of the heads of this name on this transport |
 /// | 12..16 | epoch: times the head was rebuilt |
 /// | 16 | mode: 0 create, 1 exact, 2 capacity, 3 discover |
-/// | 17 | verification: 0 always, 1 warm_up, 2 every n |
+/// | 17 | verification: 0 always, 1 prepare, 2 every n |
 /// | 18 | request: 0 none, 1 logits, 2 argmax, 3 topk, 4 logprobs, 5 sample |
 /// | 19 | dtype of requested logits; for logprobs, also a sampled token's: 1 raw, 2 processed |
 /// | 20..24 | n of `verify = every n` |

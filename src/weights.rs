@@ -61,14 +61,19 @@ impl Matrix {
         }
     }
 
-    fn len(&self) -> usize {
+    /// The stored elements, row-major.
+    pub fn as_bytes(&self) -> &[u8] {
         match self {
-            Matrix::F32(s) => s.len(),
-            Matrix::F16(s) => s.len(),
-            Matrix::Bf16(s) => s.len(),
-            Matrix::I8 { values, .. } => values.len(),
-            Matrix::E4m3 { values, .. } => values.len(),
+            Matrix::F32(w) => bytemuck::cast_slice(w),
+            Matrix::F16(w) => bytemuck::cast_slice(w),
+            Matrix::Bf16(w) => bytemuck::cast_slice(w),
+            Matrix::I8 { values, .. } => bytemuck::cast_slice(values),
+            Matrix::E4m3 { values, .. } => values,
         }
+    }
+
+    fn len(&self) -> usize {
+        self.as_bytes().len() / self.dtype().size()
     }
 }
 

@@ -239,10 +239,10 @@ fn rebuilds(rank: Rank) -> Value {
     };
     let bits = |answer: &lmhead::Answer| [row_bits(answer, 0), row_bits(answer, 1)];
     let want = bits(&step(&mut head, Request::top_k(3)).expect("a step"));
-    let mut settled = held();
+    let mut warm = held();
     for round in 0..1000 {
         if round == 300 {
-            settled = held();
+            warm = held();
         }
         if round % 2 == 0 {
             let request = if rank.me == round % rank.size { Request::argmax() } else { Request::top_k(3) };
@@ -257,7 +257,7 @@ fn rebuilds(rank: Rank) -> Value {
     }
     drop(head);
     let pending = job().as_ref().expect("a job").pending_sends();
-    json!([settled, held(), pending.count])
+    json!([warm, held(), pending.count])
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn group_of(size: usize, test: &TestHead, steps: u64, seed: u64, seen: &Seen) ->
         let mut head = head_of(test, &config, size, me, exchange).unwrap();
         // The same sequence of choices on every rank.
         let mut random = Random(seed);
-        let mut settled = None;
+        let mut at_half = None;
         for step in 0..steps {
             let counts: Vec<usize> = (0..size).map(|_| random.below(4) * random.below(3)).collect();
             let request = [
@@ -144,10 +144,10 @@ fn group_of(size: usize, test: &TestHead, steps: u64, seed: u64, seen: &Seen) ->
                 }
             }
             if step == steps / 2 {
-                settled = resident();
+                at_half = resident();
             }
         }
-        resident().zip(settled).map(|(end, middle)| end.saturating_sub(middle))
+        resident().zip(at_half).map(|(end, middle)| end.saturating_sub(middle))
     });
     grown.into_iter().flatten().max()
 }

@@ -96,7 +96,7 @@ unsafe fn mark(call: &lmhead_call, member: usize, status: i32, bytes: u64) {
 
 /// # Safety
 /// What the library passes.
-unsafe fn say(call: &lmhead_call, text: &[u8]) {
+unsafe fn set_text(call: &lmhead_call, text: &[u8]) {
     let n = text.len().min(LMHEAD_TEXT_BYTES as usize);
     // SAFETY: as the caller says.
     unsafe { call.text.copy_from_nonoverlapping(text.as_ptr().cast(), n) };
@@ -134,7 +134,7 @@ impl Port {
                 // SAFETY: as the caller says.
                 unsafe {
                     mark(call, *who, LMHEAD_FAULT_ABORTED as i32, 0);
-                    say(call, text);
+                    set_text(call, text);
                 }
                 return Err(LMHEAD_FAULT_ABORTED as i32);
             }
@@ -177,7 +177,7 @@ unsafe extern "C" fn all_to_all(
                 return i32::from(number % 8);
             }
             Some((2, number)) => {
-                say(call, &[number | 0x80; LMHEAD_TEXT_BYTES as usize]);
+                set_text(call, &[number | 0x80; LMHEAD_TEXT_BYTES as usize]);
                 return LMHEAD_FAULT_BROKEN as i32;
             }
             Some((3, _)) => {
@@ -190,7 +190,7 @@ unsafe extern "C" fn all_to_all(
             }
             Some((6, number)) => {
                 mark(call, usize::from(number) % port.n, LMHEAD_FAULT_ABORTED as i32, 0);
-                say(call, &port.tricks);
+                set_text(call, &port.tricks);
                 return LMHEAD_FAULT_ABORTED as i32;
             }
             Some((7, number)) => {
@@ -288,7 +288,7 @@ unsafe extern "C" fn pending(user: *mut c_void, call: *mut lmhead_call) -> i32 {
     // SAFETY: as above.
     unsafe {
         mark(call, *who, LMHEAD_FAULT_ABORTED as i32, 0);
-        say(call, text);
+        set_text(call, text);
     }
     LMHEAD_FAULT_ABORTED as i32
 }

@@ -29,8 +29,8 @@ DEVICE Term term(float x) {
 }
 
 // A sum of terms on an absolute grid of digits of 32 bits: digit j counts units of 2^(32·j). A term with
-// exponent e has its low piece in digit e >> 5 and its high piece in the next. `top` is the highest digit of
-// any term, and the words of digits top - 2, top - 1 and top are kept. Pieces of lower digits are dropped. No
+// exponent e has its low half in digit e >> 5 and its high half in the next. `top` is the highest digit of
+// any term, and the words of digits top - 2, top - 1 and top are kept. Halves in lower digits are dropped. No
 // carry goes from word to word before the logarithm is taken, so that what is dropped does not depend on the
 // order. 2^30 terms fit a word.
 struct ExpSum {
@@ -59,7 +59,7 @@ struct ExpSum {
     }
     if (highest >= floor + 32) raise(highest & ~31);
 #pragma unroll
-    for (uint32_t i = 0; i < kCount; ++i) place(terms[i]);
+    for (uint32_t i = 0; i < kCount; ++i) add_digits(terms[i]);
   }
 
   DEVICE void merge(ExpSum other) {
@@ -93,9 +93,9 @@ struct ExpSum {
     floor = higher;
   }
 
-  // Adds a term that is not above the highest digit: both its pieces, one of them, or none. Without branches,
+  // Adds a term that is not above the highest digit: both its halves, one of them, or none. Without branches,
   // as the lanes of a warp differ.
-  DEVICE void place(Term term) {
+  DEVICE void add_digits(Term term) {
     // The exponent modulo 32 is how far the significand reaches into the higher digit.
     const uint32_t low = shf_l_wrap(0, term.significand, uint32_t(term.exponent));
     const uint32_t high = shf_l_wrap(term.significand, 0, uint32_t(term.exponent));

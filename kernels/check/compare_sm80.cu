@@ -1,5 +1,5 @@
 // Counts the elements of a matrix whose bits are not those of another, and notes some of them. Blocks take
-// turns at pieces of 256 elements.
+// turns at chunks of 256 elements.
 #include "check/values.cuh"
 #include "step.cuh"
 
@@ -34,7 +34,7 @@ STEP_KERNEL(count_mismatches, CompareParams, 256, 4) {
   const uint32_t bytes = params.dtype == LMHEAD_DTYPE_F32 ? 4 : 2;
   const uint32_t poison = bytes == 4 ? 0xffffffffu : 0xffffu;
   const uint32_t want_bytes = params.want_dtype == LMHEAD_DTYPE_F32 ? 4 : 2;
-  // The block's next piece, row by row, without a division for each.
+  // The block's next chunk, row by row, without a division for each.
   const uint32_t blocks_of_row = (params.columns + 255) / 256;
   uint32_t row = blockIdx.x / blocks_of_row, place = blockIdx.x % blocks_of_row;
   const uint32_t rows_on = gridDim.x / blocks_of_row, places_on = gridDim.x % blocks_of_row;

@@ -60,7 +60,7 @@ bool reserve_stacks(Worker &worker, uint32_t count) {
 void prepare_stack(Fiber &fiber, void (*entry)()) {
   uint8_t *bottom = stack_bottom(*fiber.cluster->worker, fiber.stack);
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(bottom, kStackBytes);  // frames of a fiber that was aborted
+  __asan_unpoison_memory_region(bottom, kStackBytes);  // frames of a fiber that was never resumed
 #endif
   auto top = reinterpret_cast<uintptr_t>(bottom + kStackBytes - stagger(fiber.stack));
   top &= ~uintptr_t(63);

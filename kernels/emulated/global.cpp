@@ -147,10 +147,10 @@ void note_global(Fiber &self, const Allocation &buffer, uint64_t offset, uint64_
   if (cluster.primary_done) return;  // its marks are complete
   // The launch before may still come to these bytes: to be compared again when it has ended.
   cluster.early.push({&buffer, offset, bytes, access, &self, self.instruction});
-  if (cluster.early.size() >= kEarlyLimit) settle_primary(cluster);
+  if (cluster.early.size() >= kEarlyLimit) check_against_primary(cluster);
 }
 
-void settle_primary(Cluster &cluster) {
+void check_against_primary(Cluster &cluster) {
   const Launch &launch = *cluster.launch;
   if (!launch.primary || cluster.primary_done) return;
   if (!launch.host.wait_for_primary(launch.host.context)) {  // its fault is the one to report

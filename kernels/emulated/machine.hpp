@@ -358,7 +358,7 @@ inline void check_global(Fiber &self, const void *address, uint64_t bytes, uint3
 }
 // Waits for the launch before, if there is one, and compares what was done before griddepcontrol.wait with
 // all it did. Does not return where that launch has failed.
-void settle_primary(Cluster &cluster);
+void check_against_primary(Cluster &cluster);
 
 // (mbarrier.cpp)
 Mbarrier &mbarrier_for(Fiber &self, Block &block, uint32_t offset);

@@ -105,7 +105,7 @@ inline void each(Block &block, uint32_t offset, uint32_t bytes, Act act) {
 }
 
 // Records a write that has been checked: whoever reads afterwards must know it.
-void settle(Block &block, uint32_t offset, uint32_t bytes, const Stamp &writer) {
+void record_write(Block &block, uint32_t offset, uint32_t bytes, const Stamp &writer) {
   each(block, offset, bytes, [&](Cell &cell, uint32_t) {
     cell.writer = writer;
     if (cell.readers[0].time || cell.many_readers) drop_readers(cell);
@@ -217,7 +217,7 @@ void note_write(Block &block, uint32_t offset, uint32_t bytes, Fiber &writer) {
     check_writer(block, cell, at, writer.clock, "write");
     check_readers(block, cell, at, writer.clock, "write");
   });
-  settle(block, offset, bytes, Stamp{uint16_t(writer.agent), Proxy::generic, 0, writer.now()});
+  record_write(block, offset, bytes, Stamp{uint16_t(writer.agent), Proxy::generic, 0, writer.now()});
 }
 
 void note_atomic(Block &block, uint32_t offset, uint32_t bytes, Fiber &writer) {
@@ -226,7 +226,7 @@ void note_atomic(Block &block, uint32_t offset, uint32_t bytes, Fiber &writer) {
     if (cell.writer.state != kAtomic) check_writer(block, cell, at, writer.clock, "atomic");
     check_readers(block, cell, at, writer.clock, "atomic");
   });
-  settle(block, offset, bytes, Stamp{uint16_t(writer.agent), Proxy::generic, kAtomic, writer.now()});
+  record_write(block, offset, bytes, Stamp{uint16_t(writer.agent), Proxy::generic, kAtomic, writer.now()});
 }
 
 void note_copy_issued(Block &block, uint32_t offset, uint32_t bytes, Fiber &issuer, Proxy proxy) {
@@ -237,7 +237,7 @@ void note_copy_issued(Block &block, uint32_t offset, uint32_t bytes, Fiber &issu
     if (proxy == Proxy::async) check_proxy(block, cell, at, issuer.clock, access);
     check_readers(block, cell, at, issuer.clock, access);
   });
-  settle(block, offset, bytes, Stamp{uint16_t(issuer.agent), proxy, kPending, issuer.now()});
+  record_write(block, offset, bytes, Stamp{uint16_t(issuer.agent), proxy, kPending, issuer.now()});
 }
 
 void note_copy_known(Block &block, uint32_t offset, uint32_t bytes, uint32_t agent, uint32_t time) {

@@ -49,7 +49,7 @@ Fiber *next(Cluster &cluster) {
     if (cluster.ring_count != 0) return pop(cluster, dice);
     if (tma + copies != 0) continue;
     if (!cluster.waiting_for_primary.first) return nullptr;
-    settle_primary(cluster);
+    check_against_primary(cluster);
     wake_all(cluster.waiting_for_primary);
   }
 }
@@ -90,7 +90,7 @@ void fiber_main() {
   leave_barriers(self);
   --cluster.live;
   if (--self.block->live == 0) end_block(*self.block);
-  if (cluster.live == 0) settle_primary(cluster);
+  if (cluster.live == 0) check_against_primary(cluster);
   go_on(self);
   __builtin_unreachable();
 }

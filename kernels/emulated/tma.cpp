@@ -61,7 +61,7 @@ uint32_t tile_bytes(const Map &map) { return map.box[0] * map.box[1] * map.eleme
 
 // Where byte `at` of a tile at `offset` lies: 16-byte vectors are exchanged within rows of 32, 64 or 128
 // bytes, by bits of the address above them.
-uint32_t place(uint32_t swizzle, uint32_t offset, uint32_t at) {
+uint32_t swizzled(uint32_t swizzle, uint32_t offset, uint32_t at) {
   const uint32_t address = kSharedBase + offset + at;
   static const uint32_t kMask[] = {0, 7, 3, 1};
   return (address ^ (address >> 7 & kMask[swizzle]) << 4) - kSharedBase;
@@ -69,7 +69,7 @@ uint32_t place(uint32_t swizzle, uint32_t offset, uint32_t at) {
 
 // Calls move(bytes in shared memory, bytes in global memory or null outside of the matrix, count).
 template <class Move>
-void each_piece(const Pending &op, Move move) {
+void each_vector(const Pending &op, Move move) {
   const Map &map = op.map;
   const uint32_t row_bytes = map.box[0] * map.element_bytes;
   for (uint32_t r = 0; r < map.box[1]; ++r) {
@@ -77,10 +77,10 @@ void each_piece(const Pending &op, Move move) {
     for (uint32_t b = 0; b < row_bytes; b += map.element_bytes) {
       const int64_t x = int64_t(op.x) + b / map.element_bytes;
       const bool inside = x >= 0 && y >= 0 && uint64_t(x) < map.size[0] && uint64_t(y) < map.size[1];
-      uint8_t *shared = op.block->shared + place(map.swizzle, op.offset, r * row_bytes + b);
+      uint8_t *shared = op.block->shared + swizzled(map.swizzle, op.offset, r * row_bytes + b);
       auto *global = reinterpret_cast<uint8_t *>(map.address + (inside ? uint64_t(y) * map.pitch : 0) +
                                                  (inside ? uint64_t(x) * map.element_bytes : 0));
-      // 16 bytes, a piece of the swizzle, at once where all of them are inside.
+      // 16 bytes, a vector of the swizzle, at once where all of them are inside.
       uint32_t count = map.element_bytes;
       if (inside && b % 16 == 0 && uint64_t(x) + 16 / map.element_bytes <= map.size[0] && b + 16 <= row_bytes)
         count = 16, b += 16 - map.element_bytes;
@@ -118,11 +118,11 @@ void perform(Cluster &cluster, size_t which) {
   Pending *op = cluster.pending[which];
   cluster.pending.remove_unordered(which);
   if (op->store) {
-    each_piece(*op, [](uint8_t *shared, uint8_t *global, uint32_t count) {
+    each_vector(*op, [](uint8_t *shared, uint8_t *global, uint32_t count) {
       if (global) std::memcpy(global, shared, count);
     });
   } else {
-    each_piece(*op, [](uint8_t *shared, uint8_t *global, uint32_t count) {
+    each_vector(*op, [](uint8_t *shared, uint8_t *global, uint32_t count) {
       if (global)
         std::memcpy(shared, global, count);
       else

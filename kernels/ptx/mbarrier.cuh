@@ -38,7 +38,7 @@ PTX void mbarrier_arrive_cluster(uint32_t barrier) {
       asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory"));
 }
 
-// The same where nothing that was stored before is read behind it: what was read before may be overwritten.
+// Relaxed: does not publish earlier stores; enough to hand back a buffer that was read.
 PTX void mbarrier_arrive_relaxed_cluster(uint32_t barrier) {
   EITHER(
       emulated::mbarrier_arrive_cluster(barrier),

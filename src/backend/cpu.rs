@@ -24,9 +24,9 @@
 //!
 //! Heads of the same weights share, for W8A8 on AVX-512, a sum (4 bytes) for each vocabulary id. All heads
 //! of a backend share what each thread has: a block of logits (`[rows of a product, 64]` f32, at most 64
-//! KiB), a panel (16 KiB) and sums (1 KiB for each row of a product). With AMX it is another panel (32 KiB),
-//! 4 KiB, and sums (256 bytes for each row); for more than 32 rows four blocks of logits, and four times
-//! these sums.
+//! KiB), a panel (16 KiB) and sums (1 KiB for each row of a product). With AMX it is two other panels (32
+//! KiB each), 2 KiB, and sums (256 bytes for each row, rounded up to 32 rows); for more than 32 rows four
+//! blocks of logits, and four times these sums.
 
 mod check;
 #[allow(unsafe_code, reason = "threads write different columns of one buffer")]

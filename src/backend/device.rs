@@ -265,7 +265,7 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// Queues a copy from, to or within device memory; waits for nothing where the host's side, if there is
-    /// one, is [locked](KernelDevice::is_locked).
+    /// one, is [pinned](KernelDevice::is_pinned).
     ///
     /// # Errors
     /// As [`KernelDevice::queue_write`].
@@ -275,9 +275,9 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     /// was waited for.
     unsafe fn copy_rows(&self, stream: Self::Stream, copy: &CopyRows) -> Result<()>;
 
-    /// Whether all of these host bytes are locked memory ([`KernelDevice::staging`]): copies from and to them
+    /// Whether all of these host bytes are pinned memory ([`KernelDevice::staging`]): copies from and to them
     /// need no detour.
-    fn is_locked(&self, bytes: &Span<'_>) -> bool;
+    fn is_pinned(&self, bytes: &Span<'_>) -> bool;
 
     /// Copies `bytes` to `buffer` from byte `at` on, behind what is on the stream. The copy is done when this
     /// returns.
@@ -285,7 +285,7 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     /// # Errors
     /// As [`KernelDevice::queue_write`].
     fn write_on(&self, stream: Self::Stream, buffer: &Self::Buffer, at: usize, bytes: &[u8]) -> Result<()> {
-        // A copy from memory that is not locked waits for what is before it, without a deadline: this wait
+        // A copy from memory that is not pinned waits for what is before it, without a deadline: this wait
         // has one.
         self.wait(stream)?;
         // SAFETY: they are borrowed until the wait has returned; a copy that was refused touches nothing.

@@ -68,7 +68,7 @@ pub trait Backend: Send + Sync {
     /// As [`Backend::check`]; `Device` or `Unsupported` where memory is short.
     fn load(&self, shard: &Arc<HeadShard>, hidden: DType) -> Result<Box<dyn LoadedShard>>;
 
-    /// Memory that is kept from step to step, zeros at first. Host memory may be locked, so that copies to
+    /// Memory that is kept from step to step, zeros at first. Host memory may be pinned, so that copies to
     /// the device do not wait.
     ///
     /// # Errors

@@ -17,27 +17,50 @@ const MODEL: &str = r#"{"vocab_size": 100, "hidden_size": 8}"#;
 #[test]
 fn every_refused_combination_with_its_message() {
     let table: &[(&str, &str, &str)] = &[
-        ("vocab = 3", MODEL, "unknown field `vocab`"),
-        ("lmhead_tp_siz = 3", MODEL, "unknown field `lmhead_tp_siz`"),
+        (
+            "\nvocab = 3",
+            MODEL,
+            "TOML configuration, line 2: wanted a key of docs/configuration.md, got `vocab`; correct or remove it",
+        ),
+        (
+            "lmhead_tpsize = 3",
+            MODEL,
+            "line 1: wanted a key of docs/configuration.md, got `lmhead_tpsize`; did you mean `lmhead_tp_size`?",
+        ),
+        (
+            "timeout_ms = \"x\"",
+            MODEL,
+            "line 1: timeout_ms: wanted a whole number of milliseconds, got \"x\"; correct it",
+        ),
+        ("bias = 1", MODEL, "bias: wanted true or false, got `1`"),
+        ("bias = tru", MODEL, "TOML configuration, line 1: "),
         (
             "lmhead_tp_size = \"all\"",
             MODEL,
-            "lmhead_tp_size: wanted auto, -1 (the tensor-parallel size) or a number of ranks, got `all`; use auto where unsure",
+            "lmhead_tp_size: wanted auto, -1 (the tensor-parallel size) or a number of ranks, got \"all\"; correct it",
         ),
         (
             "lmhead_tp_size = -2",
             MODEL,
             "lmhead_tp_size: wanted auto, -1 (the tensor-parallel size) or a number of ranks, got `-2`",
         ),
-        ("lmhead_tp_size = 1.5", MODEL, "lmhead_tp_size: wanted auto, -1 or a number of ranks"),
+        (
+            "lmhead_tp_size = 1.5",
+            MODEL,
+            "lmhead_tp_size: wanted auto, -1 (the tensor-parallel size) or a number of ranks, got `1.5`",
+        ),
         (
             "hidden_dtype = \"i8\"",
             MODEL,
             "hidden_dtype: wanted f32, f16 or bf16, got i8; w8a8 heads quantise the hidden states themselves",
         ),
-        ("quantization = \"w4a16\"", MODEL, "unknown variant `w4a16`"),
+        (
+            "quantization = \"w4a16\"",
+            MODEL,
+            "quantization: wanted one of `none`, `w8a8`, `w8a16`, got `w4a16`",
+        ),
         ("verify = { every = 0 }", MODEL, "verify: wanted every n steps with n at least 1, got every 0"),
-        ("verify = \"never\"", MODEL, "unknown variant `never`"),
+        ("verify = \"never\"", MODEL, "verify: wanted one of `always`, `prepare`, `every`, got `never`"),
         ("timeout_ms = 0", MODEL, "timeout_ms: wanted at least 1, got 0; 30000 is the default"),
         (
             "create_timeout_ms = 0",
@@ -74,7 +97,7 @@ fn every_refused_combination_with_its_message() {
         ("vocab_size = 0", MODEL, "vocab_size: wanted 1 to 1073741824, got 0"),
         ("vocab_size = 1073741825", MODEL, "vocab_size: wanted 1 to 1073741824, got 1073741825"),
         ("hidden_size = 0", MODEL, "hidden_size: wanted 1 to 1073741824, got 0"),
-        ("vocab_size = -1", MODEL, "invalid value: integer `-1`"),
+        ("vocab_size = -1", MODEL, "vocab_size: wanted a whole number of at least 0, got `-1`"),
         (
             "hidden_size = 132105\nquantization = \"w8a8\"",
             MODEL,
@@ -103,7 +126,7 @@ fn every_refused_combination_with_its_message() {
         ),
         ("", "[1]", "config.json: wanted a JSON object, got an array"),
         ("", "{", "config.json: wanted a JSON object, got EOF"),
-        ("[cost_model]\nrows_per_rank = 1", MODEL, "missing field"),
+        ("[cost_model]\nrows_per_rank = 1", MODEL, "cost_model: wanted `memory_gb_per_s`, got none; add it"),
         (
             "cost_model = { rows_per_rank = 1, memory_gb_per_s = 0.0, tflops = 1.0, link_gb_per_s = 1.0, latency_us = 1.0 }",
             MODEL,
@@ -127,7 +150,7 @@ fn every_refused_combination_with_its_message() {
         (
             "cost_model = { rows_per_rank = 1, memory_gb_per_s = 1.0, tflops = 1.0, link_gb_per_s = 1.0, latency_us = 1.0, nodes = 3 }",
             MODEL,
-            "unknown field `nodes`",
+            "cost_model: wanted a key of docs/configuration.md, got `nodes`",
         ),
     ];
     for (toml, model, want) in table {
@@ -147,9 +170,23 @@ fn json_and_toml_read_the_same() {
     assert_eq!(toml.lmhead_tp_size, LmheadTpSize::TensorParallel);
     let again = Settings::from_json(&serde_json::to_string(&json).unwrap()).unwrap();
     assert_eq!(again, json);
-    assert!(
-        Settings::from_json(r#"{"hidden": 1}"#).unwrap_err().to_string().contains("unknown field `hidden`")
-    );
+    for (text, want) in [
+        (
+            r#"{"hidden": 1}"#,
+            "JSON configuration, line 1: wanted a key of docs/configuration.md, got `hidden`",
+        ),
+        (
+            "{\"name\": \"a\",\n\"timeout_ms\": \"b: c\"}",
+            "line 2: timeout_ms: wanted a whole number of milliseconds, got",
+        ),
+        (
+            r#"{"lmhead_tp_size": "many"}"#,
+            "line 1: lmhead_tp_size: wanted auto, -1 (the tensor-parallel size)",
+        ),
+    ] {
+        let refused = Settings::from_json(text).unwrap_err().to_string();
+        assert!(refused.contains(want), "{text}: {refused}");
+    }
 }
 
 #[test]
@@ -382,10 +419,10 @@ fn settings_are_objects_at_every_level() {
     let cost = "[28, 3000.0, 700.0, 300.0, 10.0]";
     for text in ["[]", r#"["x", 10]"#, "3", "null", "\"x\"", &format!(r#"{{"cost_model": {cost}}}"#)] {
         let refused = Settings::from_json(text).unwrap_err().to_string();
-        assert!(refused.contains("expected an object with known keys"), "{text}: {refused}");
+        assert!(refused.contains("wanted an object with known keys"), "{text}: {refused}");
     }
     let refused = Settings::from_toml(&format!("cost_model = {cost}")).unwrap_err().to_string();
-    assert!(refused.contains("expected an object with known keys"), "{refused}");
+    assert!(refused.contains("wanted an object with known keys"), "{refused}");
     assert!(Settings::from_json(r#"{"verify": [3]}"#).is_err());
     assert!(Settings::from_json(r#"{"verify": {"every": [3]}}"#).is_err());
     assert_eq!(Settings::from_json(r#"{"cost_model": null}"#).unwrap(), Settings::default());

@@ -14,11 +14,12 @@ mod channel;
 mod post;
 
 use super::{Call, Exchange, Fault, Operation, Place, Reset, check_members, check_pieces};
+use crate::lock::lock;
 use crate::process::Maker;
 use channel::{Channel, Creation, Delivery};
 use post::Outgoing;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// One member's endpoint of a group within the process: of the group's first channel, or of a head's own.
@@ -76,12 +77,6 @@ struct Member {
     me: usize,
     /// By head: the number of channels that this member has opened or passed over.
     opened: Mutex<HashMap<u32, u32>>,
-}
-
-/// Locks what is whole at any moment, also after a panic of another thread: nothing that can panic runs under
-/// these locks with the state half changed.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A call that a member noted, and when.
@@ -291,22 +286,10 @@ impl Drop for Member {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exchange::test_call as call;
     use std::sync::Barrier;
     use std::thread;
     use std::time::Duration;
-
-    fn call(step: u64, ms: u64) -> Call {
-        Call {
-            head: 1,
-            instance: 0,
-            epoch: 0,
-            step,
-            operation: Operation::GatherRows,
-            terms: 0,
-            began: Instant::now(),
-            deadline: Instant::now() + Duration::from_millis(ms),
-        }
-    }
 
     /// Runs one closure per member and returns what each returned.
     fn each<T: Send>(size: usize, run: impl Fn(LocalExchange) -> T + Sync) -> Vec<T> {

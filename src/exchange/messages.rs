@@ -32,7 +32,7 @@ pub use buffers::ReceiveBuffers;
 use super::{Call, Exchange, Fault, Operation, Place, Reset, check_members, check_pieces};
 use crate::process::Maker;
 use buffers::SendBuffers;
-use channel::{Message, State, Told};
+use channel::{KnownFault, Message, State};
 use frame::{FrameKind, HEADER_BYTES, Header};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -291,11 +291,6 @@ impl MessageExchange {
         self.member.lock().disbanded = true;
     }
 
-    /// The call as this channel's frames name it.
-    fn named(&self, call: &Call) -> Call {
-        Call { head: self.key.0, instance: self.key.1, ..*call }
-    }
-
     fn own(&self) -> MutexGuard<'_, Own> {
         // After a panic these lists have too much at the worst.
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
@@ -306,11 +301,11 @@ impl MessageExchange {
         let me = state.me;
         let channel = state.channel(self.key);
         let (generation, progress) = (channel.generation, channel.progress.clone());
-        let call = self.named(call);
+        let call = call.in_channel(self.key);
         let header = Header { kind: FrameKind::Fault, generation, call };
         let told = frame::encode_fault(me, &fault, &progress);
         self.member.send_all(&mut SendBuffers::default(), &header, &told);
-        channel.faults.push(Told { generation, call, fault, progress });
+        channel.faults.push(KnownFault { generation, call, fault, progress });
         self.member.wake(state);
     }
 
@@ -326,7 +321,7 @@ impl MessageExchange {
         // Taken out and put back, so that no call waits for its lock. A second call of this member at the
         // same time, which the contract forbids, finds nothing there and allocates.
         let mut own = std::mem::take(&mut *self.own());
-        let result = self.exchange_with(&mut own, &self.named(call), outgoing, from, recv);
+        let result = self.exchange_with(&mut own, &call.in_channel(self.key), outgoing, from, recv);
         own.sent.clear();
         own.came.drain(..).flatten().for_each(|message| self.member.link.give_back(message.frame));
         *self.own() = own;
@@ -370,7 +365,7 @@ impl MessageExchange {
         let channel = state.channel(self.key);
         from.iter().for_each(|&member| channel.progress.heard[member] = channel.begun);
         came.extend(from.iter().map(|&m| if m == me { None } else { channel.queues[m].pop_front() }));
-        let told = channel.told(call, me, &[]);
+        let told = channel.ending_fault(call, me, &[]);
         drop(state);
 
         let (mut wrong, mut other) = (Vec::new(), None);
@@ -406,8 +401,8 @@ impl MessageExchange {
         let channel = state.channel(self.key);
         // A head of which only a part is made must not be taken for whole.
         if call.operation.is_creation()
-            && channel.fault().is_some_and(|told| told.call.operation.is_creation())
-            && let Some(fault) = channel.told(call, me, from)
+            && channel.fault().is_some_and(|known| known.call.operation.is_creation())
+            && let Some(fault) = channel.ending_fault(call, me, from)
         {
             return Err(fault);
         }
@@ -433,7 +428,7 @@ impl MessageExchange {
                 let channel = state.channel(self.key);
                 let missing: Vec<usize> =
                     from.iter().copied().filter(|&m| m != me && !channel.has(m)).collect();
-                if let Some(fault) = channel.told(call, me, &missing) {
+                if let Some(fault) = channel.ending_fault(call, me, &missing) {
                     return Err(fault);
                 }
                 let lost = state.lost_of(self.key, &missing);
@@ -489,7 +484,7 @@ impl Exchange for MessageExchange {
         // passed over.
         let (mut instance, mut refused) = (first, None);
         while let Some(channel) = state.channels.get(&(head, instance)) {
-            match channel.fault().map(|told| &told.fault) {
+            match channel.fault().map(|known| &known.fault) {
                 Some(Fault::Aborted { .. }) => refused = Some(instance),
                 None if !channel.left.contains(&true) => {
                     refused = None;
@@ -531,7 +526,7 @@ impl Exchange for MessageExchange {
         if !self.member.is_here() {
             return;
         }
-        let call = self.named(call);
+        let call = call.in_channel(self.key);
         let noted = Some((call, Instant::now()));
         let mut state = self.member.lock();
         let me = state.me;
@@ -584,7 +579,7 @@ impl Exchange for MessageExchange {
             return None;
         }
         let mut state = self.member.up_to_date();
-        state.channel(self.key).fault().map(|told| (told.call, told.fault.clone()))
+        state.channel(self.key).fault().map(|known| (known.call, known.fault.clone()))
     }
 
     fn gone(&self) -> Vec<usize> {
@@ -627,7 +622,7 @@ impl Exchange for MessageExchange {
         let channel = state.channel(self.key);
         let wanted = channel.generation + 1;
         channel.wanted[me] = wanted;
-        let header = Header { kind: FrameKind::Reset, generation: wanted, call: self.named(call) };
+        let header = Header { kind: FrameKind::Reset, generation: wanted, call: call.in_channel(self.key) };
         self.member.send_all(&mut SendBuffers::default(), &header, &[]);
         loop {
             if let Some(broken) = &state.broken {

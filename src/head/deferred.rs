@@ -61,7 +61,7 @@ pub(super) struct StepKind {
     filters: Filters,
     placed: DeviceAdjustments,
     /// The workspace is the caller's.
-    lent: bool,
+    caller_workspace: bool,
     /// The own rows are not contiguous: they are packed before they are sent.
     picked: bool,
     /// Rows of the group, rounded up to a power of two: a device's kernels, and what NCCL connects when it
@@ -124,7 +124,7 @@ impl LmHead {
         &self,
         hidden: &HiddenRows<'_>,
         inputs: &RowInputs<'_>,
-        lent: bool,
+        caller_workspace: bool,
     ) -> Option<StepKind> {
         let (open, group) = (&self.wire.open, &self.wire.group);
         let here = inputs.targets.is_none() && inputs.sampling.is_none() && inputs.adjustments.is_none();
@@ -150,7 +150,7 @@ impl LmHead {
         };
         let rows = rows.checked_next_power_of_two()?;
         let (request, placed, picked) = (open.request, open.header.placed, hidden.contiguous().is_none());
-        Some(StepKind { request, filters, placed, lent, picked, rows, rounds })
+        Some(StepKind { request, filters, placed, caller_workspace, picked, rows, rounds })
     }
 
     /// Whether a step of this kind has run before, with at least as many rows of the group and of
@@ -208,7 +208,7 @@ impl Wire {
     ///
     /// # Errors
     /// The fault of the first collective that does not end; [`LmHead::end_queued`] ends the others.
-    pub fn settle(&mut self) -> Result<()> {
+    pub fn wait_deferred(&mut self) -> Result<()> {
         while let Some(&Deferred { call, before, behind, sent, received, took }) = self.deferred.front() {
             let began = Instant::now();
             self.exchange.note(&call);
@@ -235,7 +235,7 @@ mod tests {
     fn a_step_is_known_where_one_of_its_kind_had_as_many_rows_of_each_replica() {
         let kind = |request, rows| {
             let (filters, placed) = (Filters::ByHost, DeviceAdjustments::default());
-            StepKind { request, filters, placed, lent: false, picked: false, rows, rounds: 0 }
+            StepKind { request, filters, placed, caller_workspace: false, picked: false, rows, rounds: 0 }
         };
         let (argmax, other) = (kind(Request::argmax(), 8), kind(Request::top_k(3), 8));
         let mut known = Known::new(2);
@@ -244,7 +244,9 @@ mod tests {
         assert!(known.has(argmax, &[3, 5]) && known.has(argmax, &[4, 4]) && known.has(argmax, &[0, 0]));
         // One replica has as many rows as before, but the group has more.
         assert!(!known.has(argmax, &[4, 5]) && !known.has(argmax, &[5, 2]) && !known.has(argmax, &[1, 6]));
-        assert!(!known.has(other, &[1, 1]) && !known.has(StepKind { lent: true, ..argmax }, &[1, 1]));
+        assert!(
+            !known.has(other, &[1, 1]) && !known.has(StepKind { caller_workspace: true, ..argmax }, &[1, 1])
+        );
         let picked = StepKind { picked: true, ..other };
         assert!(known.add(picked, &[3, 3]) && known.has(other, &[3, 2]) && !known.has(other, &[3, 4]));
         // Beyond what there is room for, the oldest kinds go.

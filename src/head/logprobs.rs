@@ -44,7 +44,7 @@ use std::time::Instant;
 pub(super) struct LogprobsBuffers {
     /// Targets of all rows of the group.
     ids: Vec<u32>,
-    pub told: Told,
+    pub target_buffers: TargetBuffers,
     /// The first row of each replica that is not computed yet.
     next: Vec<usize>,
     /// Where each replica's rows begin.
@@ -55,7 +55,7 @@ pub(super) struct LogprobsBuffers {
 
 /// Buffers of [`Run::tell`].
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct TargetBuffers {
     /// Targets of the rows at hand, `[rows, targets]`.
     pub targets: Vec<u32>,
     logits: Vec<f32>,
@@ -144,7 +144,7 @@ impl Run<'_> {
         starts_of(counts.iter().copied(), &mut logprobs.firsts);
         let mut status = self.begin_status(compute, inputs, hidden.len(), input_status)?;
         if self.is_on_device() {
-            let placed = &mut logprobs.told.placed;
+            let placed = &mut logprobs.target_buffers.placed;
             self.encode_targets(compute, inputs, per_row, status.reborrow(), placed)?;
             self.share_targets(per_row, lists, placed)?;
         } else {
@@ -153,13 +153,13 @@ impl Run<'_> {
 
         let room = self.config.logprobs_chunk_rows(size, hidden.dtype(), per_row, top_n)?;
         let counts = self.wire.open.counts.len();
-        let LogprobsBuffers { ids, told, next, firsts, of_parts } = logprobs;
+        let LogprobsBuffers { ids, target_buffers, next, firsts, of_parts } = logprobs;
         fill(next, 0, counts, "row counts")?;
         let mut done = 0;
         while *next != self.wire.open.counts {
             next_chunk(next, &self.wire.open.counts, room, &mut lists.parts);
             next.iter_mut().zip(&lists.parts).for_each(|(next, part)| *next = part.end);
-            told.targets.clear();
+            target_buffers.targets.clear();
             of_parts.clear();
             for (part, first) in lists.parts.iter().zip(firsts.iter()) {
                 let of_part = (first + part.start) * per_row..(first + part.end) * per_row;
@@ -168,11 +168,11 @@ impl Run<'_> {
                 }
                 of_parts.push(4 * of_part.start..4 * of_part.end);
                 if !self.is_on_device() {
-                    told.targets.extend_from_slice(&ids[of_part]);
+                    target_buffers.targets.extend_from_slice(&ids[of_part]);
                 }
             }
             // Rows of the chunk that each member is answered.
-            told.answered.clear();
+            target_buffers.answered.clear();
             let (mut before, mut first_own) = (0, 0);
             for (at, part) in lists.parts.iter().enumerate() {
                 first_own = if at == replica { before } else { first_own };
@@ -180,11 +180,12 @@ impl Run<'_> {
                     let all = self.wire.answered(member, split);
                     let clamp =
                         |row: usize| (row - firsts[at]).clamp(part.start, part.end) - part.start + before;
-                    told.answered.push(clamp(all.start)..clamp(all.end));
+                    target_buffers.answered.push(clamp(all.start)..clamp(all.end));
                 }
                 before += part.len();
             }
-            let of_own = told.answered[me].start - first_own..told.answered[me].end - first_own;
+            let of_own =
+                target_buffers.answered[me].start - first_own..target_buffers.answered[me].end - first_own;
             let mine = of_own.len();
 
             let of_chunk = hidden.range(lists.parts[replica].clone());
@@ -221,7 +222,7 @@ impl Run<'_> {
             let of = Which::Adjusted;
             let telling = Telling { job, of, rows: n, targets: per_row, top_n, drawn: false, own };
             let buffers = (&mut *send, &mut *recv);
-            self.tell(compute, telling, told, of_parts, buffers, lists, small, out, finish)?;
+            self.tell(compute, telling, target_buffers, of_parts, buffers, lists, small, out, finish)?;
             let stride = |member: usize| telling.spec().stride(self.wire.shards()[member].len());
             let exchanged = n * stride(me) + mine * (0..size).map(stride).sum::<usize>();
             let logits = if job.is_some() { 0 } else { 4 * n * self.wire.shards()[me].len() };
@@ -258,7 +259,7 @@ impl Run<'_> {
             finish,
             ..
         } = scratch;
-        let Told { targets, placed: of_targets, answered, .. } = &mut logprobs.told;
+        let TargetBuffers { targets, placed: of_targets, answered, .. } = &mut logprobs.target_buffers;
         let mut status = self.begin_status(compute, inputs, hidden.len(), input_status)?;
         let own = self.encode_targets(compute, inputs, per_row, status.reborrow(), of_targets)?;
         let arenas = (own_rows, own_status, gathered, contract);
@@ -277,20 +278,20 @@ impl Run<'_> {
         answered.extend((0..self.wire.group.size()).map(|member| self.wire.answered(member, split)));
         let of = Which::Adjusted;
         let telling = Telling { job, of, rows: n, targets: per_row, top_n, drawn: false, own };
-        let (all, told) = (0..4 * per_row * n, &mut logprobs.told);
+        let (all, target_buffers) = (0..4 * per_row * n, &mut logprobs.target_buffers);
         let parts = std::slice::from_ref(&all);
-        self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
+        self.tell(compute, telling, target_buffers, parts, (send, recv), lists, small, answer, finish)
     }
 
     /// Answers `telling` for the caller's rows: target logits, partials, their exchange, the result. `parts`
-    /// (on a device): byte ranges of the targets at hand, in `told.targets` where the host knows them, else
-    /// in what [`Run::share_targets`] has gathered.
+    /// (on a device): byte ranges of the targets at hand, in `target_buffers.targets` where the host knows
+    /// them, else in what [`Run::share_targets`] has gathered.
     #[allow(clippy::too_many_arguments, reason = "of two requests the last part")]
     pub(super) fn tell(
         &mut self,
         compute: &mut Compute<'_>,
         telling: Telling<'_>,
-        told: &mut Told,
+        target_buffers: &mut TargetBuffers,
         parts: &[Range<usize>],
         (send, recv): (&mut Arena, &mut Arena),
         lists: &mut Lists,
@@ -301,9 +302,9 @@ impl Run<'_> {
         let began = Instant::now();
         let (me, spec) = (self.wire.group.me(), telling.spec());
         if !self.is_on_device() {
-            self.share_target_logits(compute, &telling, told, lists, small)?;
+            self.share_target_logits(compute, &telling, target_buffers, lists, small)?;
         }
-        let Told { targets, candidates, placed, answered, .. } = told;
+        let TargetBuffers { targets, candidates, placed, answered, .. } = target_buffers;
         let targets = if self.is_on_device() {
             let host = (!targets.is_empty()).then_some(&targets[..]);
             self.place_candidates(compute, &telling, (host, parts), lists, placed)?
@@ -376,11 +377,11 @@ impl Run<'_> {
         &mut self,
         compute: &mut Compute<'_>,
         telling: &Telling<'_>,
-        told: &mut Told,
+        target_buffers: &mut TargetBuffers,
         lists: &mut Lists,
         small: &mut Small,
     ) -> Result<()> {
-        let Told { targets, logits, candidates, .. } = told;
+        let TargetBuffers { targets, logits, candidates, .. } = target_buffers;
         fill(logits, 0.0, targets.len(), "target logits")?;
         compute.target_logits(telling, Span::host(&targets[..]), SpanMut::host(&mut logits[..]))?;
         let (members, headers) = (self.wire.group.size(), self.wire.compares_now());

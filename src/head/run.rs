@@ -52,7 +52,7 @@ impl StepScratch {
         let StepScratch { own_rows, own_status, gathered, contract, send, recv, words, input_status, .. } =
             self;
         let own = [own_rows, own_status, gathered, contract, send, recv, words, input_status];
-        let of_inputs = self.placed.arenas().into_iter().chain(self.logprobs.told.placed.arenas());
+        let of_inputs = self.placed.arenas().into_iter().chain(self.logprobs.target_buffers.placed.arenas());
         for arena in own.into_iter().chain(of_inputs).chain(self.sampling.arenas()) {
             arena.capturing = capturing;
         }

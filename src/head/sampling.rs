@@ -25,7 +25,7 @@ mod cuts;
 mod on_device;
 
 use super::buffers::{Arena, bytes_of, fill, sum};
-use super::logprobs::{Telling, Told};
+use super::logprobs::{TargetBuffers, Telling};
 use super::run::{Compute, Lists, Run, Small, StepScratch};
 use super::wire::Who;
 use crate::backend::{Inputs, Job, Out, Pass, Wanted, Which};
@@ -66,7 +66,7 @@ pub(super) struct SamplingBuffers {
     firsts: Vec<usize>,
     cuts: cuts::CutBuffers,
     tokens: Vec<u32>,
-    told: Told,
+    target_buffers: TargetBuffers,
 }
 
 /// A row that its shards draw from after all know its largest logit.
@@ -156,11 +156,11 @@ impl Run<'_> {
 
         self.share_tokens(lists, small, sampling)?;
         let of = if raw { Which::Raw } else { Which::Adjusted };
-        let SamplingBuffers { told, .. } = sampling;
+        let SamplingBuffers { target_buffers, .. } = sampling;
         let telling = Telling { job: None, of, rows: n, targets: 1, top_n, drawn: true, own };
-        let all = 0..4 * told.targets.len();
+        let all = 0..4 * target_buffers.targets.len();
         let parts = std::slice::from_ref(&all);
-        self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
+        self.tell(compute, telling, target_buffers, parts, (send, recv), lists, small, answer, finish)
     }
 
     /// Reads this rank's parameters if they are in device memory. The host waits for them, because they
@@ -387,24 +387,26 @@ impl Run<'_> {
         room: &mut SamplingBuffers,
     ) -> Result<()> {
         let began = Instant::now();
-        let SamplingBuffers { tokens, told, .. } = room;
-        told.answered.clear();
-        told.targets.clear();
+        let SamplingBuffers { tokens, target_buffers, .. } = room;
+        target_buffers.answered.clear();
+        target_buffers.targets.clear();
         let (me, size) = (self.wire.group.me(), self.wire.group.size());
-        told.answered.extend((0..size).map(|member| self.answered(member)));
+        target_buffers.answered.extend((0..size).map(|member| self.answered(member)));
         // One rank sends the token of each row: the tp ranks of a replica have drawn the same tokens, unless
         // each has a part of the rows.
         let speaks = |member: usize| -> Range<usize> { self.wire.answered(member, true) };
-        let (mine, first) = (speaks(me), told.answered[me].start);
+        let (mine, first) = (speaks(me), target_buffers.answered[me].start);
         let own = &tokens[mine.start - first..mine.end - first];
         lists.sizes.clear();
         lists.sizes.extend((0..size).map(|member| 4 * speaks(member).len()));
         let Small { recv, .. } = small;
         let gather = (Operation::Tokens, Who::Everyone);
         self.wire.gather_small(gather, Span::host(own), (recv, &lists.sizes), false)?;
-        told.targets.extend(recv.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id)));
+        target_buffers.targets.extend(recv.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id)));
         let vocab_size = self.config.vocab_size;
-        if let Some(id) = told.targets.iter().find(|&&id| id != NO_TARGET && id as usize >= vocab_size) {
+        if let Some(id) =
+            target_buffers.targets.iter().find(|&&id| id != NO_TARGET && id as usize >= vocab_size)
+        {
             let problem = format!("token {id} came, the vocabulary has {vocab_size} ids");
             return Err(broken(Operation::Tokens, problem));
         }

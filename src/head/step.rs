@@ -401,7 +401,7 @@ impl LmHead {
         if memory != Memory::Host || matches!(request, Request::Logits { .. }) {
             run.wire.open.stream = (is_shared && memory != Memory::Host).then_some(stream);
             run.request(&mut compute, hidden, &inputs, answer, scratch)?;
-            run.wire.settle()?;
+            run.wire.wait_deferred()?;
             run.wire.open.stream = None;
             return kind.map_or(Ok(()), |kind| self.remember(kind, stream));
         }

@@ -348,7 +348,7 @@ impl Wire {
             _ => None,
         };
         if device.is_none() || !self.open.deferred {
-            self.settle()?;
+            self.wait_deferred()?;
         }
         let call = self.open.call(operation);
         let began = Instant::now();

@@ -107,14 +107,14 @@ impl ExpSum {
                 let high = (significand >> 1) >> (31 - shift);
                 // How many digits the one that `high` goes to is below the highest.
                 let below = self.top.wrapping_sub(1).wrapping_sub(exponent >> 5);
-                let pieces = [
+                let digits = [
                     if below == 1 { low } else { 0 } | if below == 2 { high } else { 0 },
                     if below == 0 { low } else { 0 } | if below == 1 { high } else { 0 },
                     if below == 0 { high } else { 0 },
                 ];
-                for ([lower, upper], piece) in sums.iter_mut().zip(pieces) {
-                    lower[lane] += piece & 0xffff;
-                    upper[lane] += piece >> 16;
+                for ([lower, upper], digit) in sums.iter_mut().zip(digits) {
+                    lower[lane] += digit & 0xffff;
+                    upper[lane] += digit >> 16;
                 }
             }
         }
@@ -248,10 +248,10 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(logits.len() + 1)).collect();
             cuts.extend([0, logits.len()]);
             cuts.sort_unstable();
-            let mut pieces: Vec<&[f32]> = cuts.windows(2).map(|cut| &logits[cut[0]..cut[1]]).collect();
-            pieces.sort_by_key(|piece| (piece.as_ptr() as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let mut chunks: Vec<&[f32]> = cuts.windows(2).map(|cut| &logits[cut[0]..cut[1]]).collect();
+            chunks.sort_by_key(|chunk| (chunk.as_ptr() as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let mut sums = vec![ExpSum::EMPTY; parts];
-            pieces.iter().enumerate().for_each(|(i, piece)| sums[i * i % parts].add(piece));
+            chunks.iter().enumerate().for_each(|(i, chunk)| sums[i * i % parts].add(chunk));
             let mut all = ExpSum::EMPTY;
             for sum in sums.iter().rev() {
                 all.merge(&ExpSum::from_parts(sum.top(), sum.words()).expect("a sum"));

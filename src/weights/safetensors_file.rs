@@ -266,7 +266,11 @@ pub(super) fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
 /// Opens and maps a regular file that is not empty.
 fn map_file(path: &Path) -> Result<(File, Stamp, Mmap)> {
     let unreadable = |e: std::io::Error| {
-        Error::file(path, format!("cannot be read: {e}"), "pass a .safetensors file that exists")
+        Error::file(
+            path,
+            format!("cannot be read: {e}"),
+            "pass a .safetensors file that exists (a head: or a .gguf file)",
+        )
     };
     // Asked before opening: opening a named pipe would wait for its writer.
     let about = std::fs::metadata(path).map_err(unreadable)?;
@@ -366,7 +370,14 @@ fn read_header(path: &Path, file: &[u8]) -> Result<Header> {
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER {
-        return Err(problem(format!("a header of at most {MAX_HEADER} bytes"), format!("{length} bytes")));
+        // So is nearly every file of another format.
+        let wanted = format!("a header of at most {MAX_HEADER} bytes");
+        let problem = format!("not a whole safetensors file: wanted {wanted}, got {length} bytes");
+        return Err(Error::file(
+            path,
+            problem,
+            format!("it may be no safetensors file at all; if it is, {DAMAGED}"),
+        ));
     }
     let length = length as usize; // at most MAX_HEADER
     let Some((header, data)) = rest.split_at_checked(length) else {

@@ -132,16 +132,6 @@ pub fn scales(shard: &HeadShard) -> &[f32] {
     shard.scales().unwrap_or_default()
 }
 
-pub fn is_mapped(shard: &HeadShard) -> bool {
-    match shard.matrix() {
-        Matrix::F32(s) => s.is_mapped(),
-        Matrix::F16(s) => s.is_mapped(),
-        Matrix::Bf16(s) => s.is_mapped(),
-        Matrix::I8 { values, .. } => values.is_mapped(),
-        Matrix::E4m3 { values, .. } => values.is_mapped(),
-    }
-}
-
 pub fn asked(quantization: Quantization) -> LoadOptions<'static> {
     LoadOptions { quantization: Some(quantization), ..LoadOptions::default() }
 }

@@ -69,7 +69,7 @@ fn every_format_at_every_cut_equals_a_naive_decoding() {
                             }
                             let aligned = skew % dtype.size() == 0 && tensors[0].0 == w;
                             if !range.is_empty() && aligned {
-                                assert!(is_mapped(&shard), "{dtype} at {skew}");
+                                assert!(shard.is_mapped(), "{dtype} at {skew}");
                             }
                         }
                     }

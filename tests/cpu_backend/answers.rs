@@ -22,7 +22,7 @@ use std::sync::Arc;
 const COUNTS: [usize; 2] = [5, 3];
 
 #[derive(Debug)]
-struct Job {
+struct GroupCase {
     head: TestHead,
     config: HeadConfig,
     /// Hidden rows of each rank, as bytes.
@@ -31,7 +31,7 @@ struct Job {
     seed: u64,
 }
 
-impl Job {
+impl GroupCase {
     fn new(
         dtype: DType,
         vocab: usize,
@@ -39,7 +39,7 @@ impl Job {
         whole_numbers: bool,
         epilogue: Epilogue,
         seed: u64,
-    ) -> Job {
+    ) -> GroupCase {
         let mut random = Random(seed);
         let mut head = TestHead::random(vocab, hidden, dtype, Quantization::W8a8, seed);
         if whole_numbers {
@@ -67,7 +67,7 @@ impl Job {
         };
         let hidden = COUNTS.map(&mut rows).into();
         let adjustments = COUNTS.map(|count| OwnAdjustments::random(count, vocab, &mut random)).into();
-        Job { head, config, hidden, adjustments, seed }
+        GroupCase { head, config, hidden, adjustments, seed }
     }
 
     fn types(&self) -> HeadTypes {
@@ -172,18 +172,19 @@ proptest! {
         scale in select(vec![1.0f32, 0.0625, -2.5]),
         seed in any::<u64>(),
     ) {
-        let job = Job::new(dtype, vocab, 1024 + tail, whole_numbers, Epilogue { bias, softcap, scale }, seed);
+        let epilogue = Epilogue { bias, softcap, scale };
+        let case = GroupCase::new(dtype, vocab, 1024 + tail, whole_numbers, epilogue, seed);
         let backends: Vec<_> = isas().into_iter().map(|isa| Arc::new(backend(isa, 2))).collect();
         let fingerprints: Vec<String> =
-            backends.iter().map(|backend| backend.fingerprint(job.types())).collect();
+            backends.iter().map(|backend| backend.fingerprint(case.types())).collect();
         prop_assert!(fingerprints.iter().all(|one| *one == fingerprints[0]), "{fingerprints:?}");
-        for request in job.requests() {
-            let want = job.run([&backends[0]; 2], &request);
+        for request in case.requests() {
+            let want = case.run([&backends[0]; 2], &request);
             let broken = want.iter().filter(|row| row.0 == RowStatus::NonFinite as u8).count();
             // (A mask that allows nothing hides the broken row.)
             prop_assert!(broken == 1 || request.1);
             for (first, second) in backends.iter().flat_map(|a| backends.iter().map(move |b| (a, b))) {
-                let got = job.run([first, second], &request);
+                let got = case.run([first, second], &request);
                 let other = got.iter().zip(&want).position(|(got, want)| got != want);
                 let (a, b, base) = (first.isa(), second.isa(), backends[0].isa());
                 prop_assert!(

@@ -1,13 +1,14 @@
 //! Steps that another thread ends.
 
-use lmhead::config::{HeadConfig, Quantization};
+use crate::contract::test_head;
+use lmhead::config::HeadConfig;
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
 use lmhead::result::{Output, Request};
 use lmhead::rows::{HiddenRows, RowCounts};
-use lmhead_testkit::{TestHead, each_rank, head_of};
+use lmhead_testkit::{each_rank, head_of};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,12 +16,8 @@ use std::time::{Duration, Instant};
 const SIZE: usize = 3;
 const REASON: &str = "the server shuts down";
 
-fn test_head() -> TestHead {
-    TestHead::random(200, 16, DType::F32, Quantization::None, 3)
-}
-
 /// A deadline that must not be reached.
-fn config() -> HeadConfig {
+pub fn config() -> HeadConfig {
     let patient = Duration::from_secs(60);
     HeadConfig { timeout: patient, create_timeout: patient, ..test_head().config() }
 }

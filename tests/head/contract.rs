@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 const SIZE: usize = 3;
 const ROWS: usize = 2;
 
-fn test_head() -> TestHead {
+pub fn test_head() -> TestHead {
     TestHead::random(200, 16, DType::F32, Quantization::None, 3)
 }
 
@@ -40,7 +40,7 @@ fn config(timeout_ms: u64) -> HeadConfig {
     config
 }
 
-fn step(head: &mut LmHead, counts: RowCounts, request: Request, rows: usize) -> Result<Answer> {
+pub fn step(head: &mut LmHead, counts: RowCounts, request: Request, rows: usize) -> Result<Answer> {
     let bytes = test_head().rows(rows, 7);
     let hidden = HiddenRows::new(&bytes, DType::F32, rows, 16)?;
     head.step(counts, &request)?.run(hidden)

@@ -2,6 +2,7 @@
 //! tests strided buffers and scattered rows for every request, mode and group.
 
 use crate::contract::hooked::{When, hooked};
+use crate::reports::{assert_same_rows, test_head};
 use lmhead::backend::On;
 use lmhead::config::{HeadConfig, Quantization, Verify};
 use lmhead::dtype::DType;
@@ -12,17 +13,13 @@ use lmhead::memory::{Memory, Span, SpanMut};
 use lmhead::result::{Answer, AnswerBuffers, NO_TARGET_ID, Output, Request, RowInputs, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
-use lmhead_testkit::lent::{OwnBuffers, Scattered, run_into};
-use lmhead_testkit::{TestHead, each_rank, head_of, row_bits};
+use lmhead_testkit::caller_memory::{OwnBuffers, Scattered, run_into};
+use lmhead_testkit::{TestHead, each_rank, head_of};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const HIDDEN: usize = 16;
-
-fn test_head() -> TestHead {
-    TestHead::random(300, HIDDEN, DType::F32, Quantization::None, 3)
-}
 
 /// A deadline that must not be reached.
 fn config() -> HeadConfig {
@@ -72,13 +69,6 @@ impl Owned {
     }
 }
 
-fn assert_same(got: &Answer, want: &Answer, what: &str) {
-    assert_eq!(got.rows(), want.rows(), "{what}");
-    for row in 0..got.rows() {
-        assert_eq!(row_bits(got, row), row_bits(want, row), "{what}, row {row}");
-    }
-}
-
 #[test]
 fn the_callers_buffers_have_what_an_answer_of_its_own_has() {
     let test = test_head();
@@ -101,7 +91,7 @@ fn the_callers_buffers_have_what_an_answer_of_its_own_has() {
                         let got = run_into(&mut head, &counts, &request, false, hidden, &owned.inputs(), gap)
                             .unwrap();
                         let what = format!("{request}, {counts:?}, {size} ranks, rank {me}");
-                        assert_same(&got, &want, &what);
+                        assert_same_rows(&got, &want, &what);
                         // The bytes and rounds exchanged are the same, too; times are not.
                         let sums = |answer: &Answer| {
                             let stats = answer.stats;
@@ -307,7 +297,7 @@ fn bad_buffers_are_refused_by_name_and_a_head_of_one_rank_stays_usable() {
         assert!(matches!(error, Error::Shape { .. }), "{request}: {error}");
         assert!(error.to_string().contains(text), "{request}: {error}\nwant {text}");
         assert!(head.poisoned().is_none(), "{request}: {error}");
-        assert_same(&good_step(&mut head, 1).unwrap(), &want, "after bad buffers");
+        assert_same_rows(&good_step(&mut head, 1).unwrap(), &want, "after bad buffers");
     }
     // Buffers that overlap the rows.
     let mut both = test_head().rows(2, 5);
@@ -363,7 +353,7 @@ fn bad_buffers_are_refused_by_name_and_a_head_of_one_rank_stays_usable() {
         };
         assert!(error.to_string().contains(what), "{error}\nwant {what}");
     }
-    assert_same(&good_step(&mut head, 1).unwrap(), &want, "at the end");
+    assert_same_rows(&good_step(&mut head, 1).unwrap(), &want, "at the end");
 }
 
 fn good_step_of(head: &mut LmHead, hidden: HiddenRows<'_>) -> Result<Answer> {
@@ -397,7 +387,7 @@ fn the_peers_of_bad_buffers_are_told_at_once_and_before_anything_is_sent() {
             };
             assert!(head.poisoned().is_some());
             head.rebuild().unwrap();
-            assert_same(&good_step(&mut head, SIZE).unwrap(), &want, "after the rebuilding");
+            assert_same_rows(&good_step(&mut head, SIZE).unwrap(), &want, "after the rebuilding");
             error
         });
         assert!(matches!(errors[1], Error::Shape { .. }), "{}", errors[1]);

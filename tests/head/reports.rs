@@ -19,7 +19,7 @@ use std::time::Duration;
 
 const SIZE: usize = 3;
 
-fn test_head() -> TestHead {
+pub fn test_head() -> TestHead {
     TestHead::random(300, 16, DType::F32, Quantization::None, 3)
 }
 
@@ -52,7 +52,7 @@ fn alone(request: Request, rows: usize, seed: u64) -> Answer {
     step(&mut head, RowCounts::exact(&[rows]), request, rows, seed).unwrap()
 }
 
-fn assert_same_rows(got: &Answer, want: &Answer, what: &str) {
+pub fn assert_same_rows(got: &Answer, want: &Answer, what: &str) {
     assert_eq!(got.rows(), want.rows(), "{what}");
     for row in 0..got.rows() {
         assert_eq!(row_bits(got, row), row_bits(want, row), "{what}, row {row}");

@@ -1,31 +1,22 @@
 //! A step that was begun is run once, by the head that began it.
 
+use crate::aborts::config;
 use crate::contract::hooked::{When, hooked};
+use crate::contract::test_head;
 use lmhead::backend::On;
-use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::{LmHead, StepOptions, Ticket};
 use lmhead::result::{Answer, Output, Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
-use lmhead_testkit::lent::OwnBuffers;
-use lmhead_testkit::{TestHead, each_rank, head_of};
+use lmhead_testkit::caller_memory::OwnBuffers;
+use lmhead_testkit::{each_rank, head_of};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const SIZE: usize = 3;
 const ROWS: usize = 2;
-
-fn test_head() -> TestHead {
-    TestHead::random(200, 16, DType::F32, Quantization::None, 3)
-}
-
-/// A deadline that must not be reached.
-fn config() -> HeadConfig {
-    let patient = Duration::from_secs(60);
-    HeadConfig { timeout: patient, create_timeout: patient, ..test_head().config() }
-}
 
 fn begin(head: &mut LmHead) -> Result<Ticket> {
     let counts = RowCounts::exact(&vec![ROWS; head.group().size()]);

@@ -1,7 +1,8 @@
 //! Transports that deliver wrong bytes are found before there is any answer: when a head is made and when it
 //! is rebuilt.
 
-use lmhead::config::{HeadConfig, Quantization};
+use crate::reports::test_head;
+use lmhead::config::HeadConfig;
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::exchange::Exchange;
@@ -9,7 +10,7 @@ use lmhead::head::LmHead;
 use lmhead::result::{Answer, Request};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead_testkit::wrong::{Wrong, WrongExchange};
-use lmhead_testkit::{TestHead, each_rank, head_of};
+use lmhead_testkit::{each_rank, head_of};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -22,10 +23,6 @@ const MISTAKES: [(Wrong, &str, usize); 4] = [
     (Wrong::PieceAfterEmpty, "all_to_all", 3),
     (Wrong::LastByte, "all_to_all", 2),
 ];
-
-fn test_head() -> TestHead {
-    TestHead::random(300, 16, DType::F32, Quantization::None, 3)
-}
 
 fn config() -> HeadConfig {
     HeadConfig { timeout: Duration::from_secs(60), ..test_head().config() }

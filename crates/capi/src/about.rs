@@ -87,7 +87,7 @@ pub unsafe extern "C" fn lmhead_doctor(json: *mut *mut c_char) -> lmhead_status 
                 })
             })
             .collect();
-        // SAFETY: a place of the caller's.
+        // SAFETY: `json` is non-null and aligned (checked); the header requires it to be writable.
         unsafe { json.write(owned(&serde_json::json!({ "checks": checks }).to_string())) };
         Ok(())
     })

@@ -47,7 +47,7 @@ pub unsafe extern "C" fn lmhead_backend_open(
             }
         };
         let handle = handles::keep(opened)?;
-        // SAFETY: a place of the caller's.
+        // SAFETY: `backend` is non-null and aligned (checked); the header requires it to be writable.
         unsafe { backend.write(handle) };
         Ok(())
     })

@@ -72,7 +72,7 @@ pub unsafe extern "C" fn lmhead_exchange_callbacks(
         };
         let handle = handles::keep(Endpoint(exchange))?;
         table.handed_over.store(true, Ordering::Release);
-        // SAFETY: a place of the caller's.
+        // SAFETY: `endpoint` is non-null and aligned (checked); the header requires it to be writable.
         unsafe { endpoint.write(handle) };
         Ok(())
     })
@@ -91,7 +91,7 @@ pub unsafe extern "C" fn lmhead_exchange_nccl(
         let control = Arc::clone(&handles::get::<Endpoint>("control", control)?.0);
         // SAFETY: the caller's promise.
         let handle = handles::keep(Endpoint(unsafe { nccl(marks, nccl_comm, control)? }))?;
-        // SAFETY: a place of the caller's.
+        // SAFETY: `endpoint` is non-null and aligned (checked); the header requires it to be writable.
         unsafe { endpoint.write(handle) };
         Ok(())
     })
@@ -107,23 +107,24 @@ unsafe fn nccl(
 ) -> Outcome<Arc<dyn Exchange>> {
     use lmhead::exchange::nccl::{Communicator, Nccl, NcclExchange};
     let nccl = Nccl::load(None)?;
-    let side = if nccl_comm.is_null() {
+    let device_exchange = if nccl_comm.is_null() {
         NcclExchange::new(nccl, marks, (control.me(), control.size()))
     } else {
         // SAFETY: as the caller says.
-        let lent = unsafe { Communicator::borrow(nccl, &marks, nccl_comm) };
-        let lent = lent.map_err(|fault| fault.without_call("the engine's communicator"))?;
-        if (lent.rank(), lent.size()) != (control.me(), control.size()) {
-            let (wanted, got) = (member(control.me(), control.size()), member(lent.rank(), lent.size()));
+        let borrowed = unsafe { Communicator::borrow(nccl, &marks, nccl_comm) };
+        let borrowed = borrowed.map_err(|fault| fault.without_call("the engine's communicator"))?;
+        if (borrowed.rank(), borrowed.size()) != (control.me(), control.size()) {
+            let (wanted, got) =
+                (member(control.me(), control.size()), member(borrowed.rank(), borrowed.size()));
             return Err(argument("nccl_comm", wanted, got, "control is a host exchange of the same members"));
         }
-        NcclExchange::over(nccl, marks, Arc::new(lent))
+        NcclExchange::over(nccl, marks, Arc::new(borrowed))
     };
-    Ok(Arc::new(WithDevice::new(control, Arc::new(side))))
+    Ok(Arc::new(WithDevice::new(control, Arc::new(device_exchange))))
 }
 
 /// # Safety
-/// None is needed.
+/// Unsafe only to match the other build's signature.
 #[cfg(not(feature = "nccl"))]
 unsafe fn nccl(_: Arc<dyn StreamMarks>, _: *mut c_void, _: Arc<dyn Exchange>) -> Outcome<Arc<dyn Exchange>> {
     let fix = "build the library with `--features cuda,nccl`";

@@ -41,7 +41,7 @@ pub unsafe extern "C" fn lmhead_group_ranks(
         let rank = count("rank", rank)?;
         layout.check_group_size(size)?;
         let is_last_stage = layout.coordinates(rank)?.pp + 1 == layout.pp;
-        // SAFETY: a place of the caller's, in which it has put the capacity.
+        // SAFETY: `n` is non-null and aligned (checked); the header requires the capacity in it.
         let capacity = count("n", unsafe { n.read() })?;
         // Checked before making a list, perhaps a long one, that the caller has no room for.
         if is_last_stage && capacity < size {

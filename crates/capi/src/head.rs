@@ -269,7 +269,7 @@ pub unsafe extern "C" fn lmhead_create(
                 neutral: Neutral::default(),
             }),
         })?;
-        // SAFETY: a place of the caller's.
+        // SAFETY: `head` is non-null and aligned (checked); the header requires it to be writable.
         unsafe { head.write(handle) };
         Ok(())
     })
@@ -569,7 +569,7 @@ pub unsafe extern "C" fn lmhead_flight_recorder(
                 json!({ "rank": seen.rank, "place": place, "elsewhere": elsewhere })
             })
             .collect();
-        // SAFETY: a place of the caller's.
+        // SAFETY: `json` is non-null and aligned (checked); the header requires it to be writable.
         unsafe { json.write(owned(&json!({ "steps": steps, "members": members }).to_string())) };
         Ok(())
     })

@@ -90,7 +90,7 @@ pub unsafe extern "C" fn lmhead_weights_load(
         let shard = checkpoint.shard(vocab, vocab_size, &options)?;
         checkpoint.warnings().iter().for_each(|warning| log(WARNING, warning));
         let handle = handles::keep(Weights { shard: Arc::new(shard), version: load.version })?;
-        // SAFETY: a place of the caller's.
+        // SAFETY: `weights` is non-null and aligned (checked); the header requires it to be writable.
         unsafe { weights.write(handle) };
         Ok(())
     })
@@ -110,7 +110,7 @@ pub unsafe extern "C" fn lmhead_weights_wrap(
         let shard = unsafe { wrapped(&config, &ours)? };
         let handle = handles::keep(Weights { shard: Arc::new(shard), version: config.version })?;
         ours.store(true, Ordering::Release);
-        // SAFETY: a place of the caller's.
+        // SAFETY: `weights` is non-null and aligned (checked); the header requires it to be writable.
         unsafe { weights.write(handle) };
         Ok(())
     })

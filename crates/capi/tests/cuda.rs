@@ -234,7 +234,7 @@ fn in_child() {
     // SAFETY: all pointers are valid.
     good(unsafe { lmhead_plan(head, &raw const on_device, &raw mut needs) });
     assert!(needs.workspace_bytes > 0 && needs.rows == ROWS as i64, "{needs:?}");
-    let lent = place(needs.workspace_bytes);
+    let workspace = place(needs.workspace_bytes);
     let with_workspace = |address: u64, bytes: usize| lmhead_step {
         workspace: ptr::without_provenance_mut(address as usize),
         workspace_bytes: bytes,
@@ -248,16 +248,16 @@ fn in_child() {
     // SAFETY: all pointers are valid.
     unsafe {
         good(lmhead_prepare(head, &raw const on_device, 1));
-        for step in [on_device, with_workspace(device.address(&lent), needs.workspace_bytes)] {
+        for step in [on_device, with_workspace(device.address(&workspace), needs.workspace_bytes)] {
             good(lmhead_run(head, &raw const step, &raw mut answer));
             let mut got = vec![0f32; want.len()];
             device.read_on(stream, &out, 0, bytemuck_bytes(&mut got)).expect("a copy");
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&got), bits(&want));
         }
-        let short = with_workspace(device.address(&lent), 1);
+        let short = with_workspace(device.address(&workspace), 1);
         fails(lmhead_run(head, &raw const short, &raw mut answer), LMHEAD_ERROR_SHAPE, "workspace");
-        let odd = with_workspace(device.address(&lent) + 8, needs.workspace_bytes);
+        let odd = with_workspace(device.address(&workspace) + 8, needs.workspace_bytes);
         fails(lmhead_run(head, &raw const odd, &raw mut answer), LMHEAD_ERROR_SHAPE, "a multiple of 256");
         lmhead_free(head);
         lmhead_backend_free(backend);

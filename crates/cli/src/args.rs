@@ -172,7 +172,9 @@ pub enum CountMode {
 pub enum BackendName {
     /// A GPU where this build and this machine have one that runs the head, otherwise the CPU
     Auto,
+    /// The CPU's own instructions
     Cpu,
+    /// Device 0, in a build with --features cuda
     Cuda,
     /// The CUDA kernels on a device emulated by the CPU, every access checked
     Emulated,
@@ -254,7 +256,7 @@ pub fn request(mut request: Request, logits_dtype: Option<DType>, processed: boo
     match &mut request {
         _ if !processed => {}
         Request::Logprobs { processed, .. } => *processed = true,
-        Request::Sample { logprobs: Some(told) } => told.processed = true,
+        Request::Sample { logprobs: Some(logprobs) } => logprobs.processed = true,
         _ => {
             let wanted = "--request logprobs or sample:N beside it";
             let fix = "whatever else is asked for is always of the adjusted logits";
@@ -268,7 +270,7 @@ pub fn request(mut request: Request, logits_dtype: Option<DType>, processed: boo
 pub fn word(request: &Request) -> String {
     match request {
         Request::Logits { .. } => "logits".into(),
-        Request::Sample { logprobs: Some(told) } => format!("sample:{}", told.top_n),
+        Request::Sample { logprobs: Some(logprobs) } => format!("sample:{}", logprobs.top_n),
         Request::Logprobs { top_n: 0, .. } => "logprobs".into(),
         other => other.to_string(),
     }

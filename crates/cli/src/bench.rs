@@ -6,7 +6,7 @@ mod progress;
 mod report;
 mod subject;
 
-use crate::args::SizeArgs;
+use crate::args::{SizeArgs, word};
 use crate::output::OutFile;
 use crate::values::{self, refused};
 use crate::{Failure, print, terminal, threads};
@@ -18,7 +18,7 @@ use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
-use lmhead::result::{Request, TokenLogprobs};
+use lmhead::result::Request;
 use lmhead::weights::synthetic::{self, Preset};
 use progress::Progress;
 use report::{About, BenchReport, HeadReport, RowsReport, StageReport, Timing};
@@ -235,11 +235,8 @@ impl Stage {
             Stage::Matmul => "matmul".into(),
             Stage::Epilogue => "epilogue".into(),
             Stage::Softcap => "softcap".into(),
-            Stage::Request(Request::Logits { .. }) => "logits".into(),
-            Stage::Request(Request::Sample { logprobs: Some(TokenLogprobs { top_n, .. }) }) => {
-                format!("sample:{top_n}")
-            }
-            Stage::Request(request) => request.to_string(),
+            Stage::Request(request @ Request::Logprobs { .. }) => request.to_string(),
+            Stage::Request(request) => word(&request),
         }
     }
 

@@ -29,8 +29,8 @@ pub fn target_ids<'a>(source: &'a HeadSource, request: &Request) -> Result<&'a [
 pub fn translate(output: &mut Output, targets: &[u32]) {
     let (ids, more) = match output {
         Output::Argmax { ids } | Output::TopK { ids, .. } => (ids, None),
-        Output::Sample { ids, logprobs } => (ids, logprobs.as_mut().map(|told| &mut told.top_ids)),
-        Output::Logprobs(told) => (&mut told.top_ids, None),
+        Output::Sample { ids, logprobs } => (ids, logprobs.as_mut().map(|logprobs| &mut logprobs.top_ids)),
+        Output::Logprobs(logprobs) => (&mut logprobs.top_ids, None),
         // [`target_ids`] refuses logits.
         _ => return,
     };

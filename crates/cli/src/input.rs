@@ -319,19 +319,23 @@ impl RunRows {
     /// Reads --hidden or makes synthetic rows, and divides them among the dp ranks.
     pub fn read(args: &RunArgs, source: &HeadSource, config: &HeadConfig, request: &Request) -> Result<Self> {
         let (given, dp) = (args.rows(), args.dp()?);
-        let spread = |total| (0..dp).map(|rank| even_part(total, dp, rank).len()).collect();
+        let even_counts = |total| (0..dp).map(|rank| even_part(total, dp, rank).len()).collect();
         match &args.rows.hidden {
             None => {
-                let counts = given.map_or_else(|| spread(SYNTHETIC_ROWS), <[usize]>::to_vec);
+                let counts = given.map_or_else(|| even_counts(SYNTHETIC_ROWS), <[usize]>::to_vec);
                 let dtype = source.hidden_dtype(config);
                 let seed = args.seed;
                 let bytes = synthetic_rows(seed, total(&counts)?, config.hidden_size, dtype)?;
                 let data = RowData::synthetic(seed, total(&counts)?, config.vocab_size, request)
                     .sampled(args.sampling()?, total(&counts)?);
+                let targets = match request {
+                    Request::Logprobs { .. } => "; targets: synthetic",
+                    _ => "",
+                };
                 Ok(RunRows {
                     bytes,
                     dtype,
-                    origin: format!("synthetic, seed {seed}"),
+                    origin: format!("synthetic, seed {seed}{targets}"),
                     counts,
                     indices: None,
                     data,
@@ -341,7 +345,7 @@ impl RunRows {
                 let file = SafetensorsFile::open(path)?;
                 let hidden = file.float_matrix("hidden_states")?;
                 check_hidden(path, &hidden.dtype, hidden.columns, config)?;
-                let counts = given.map_or_else(|| spread(hidden.rows), <[usize]>::to_vec);
+                let counts = given.map_or_else(|| even_counts(hidden.rows), <[usize]>::to_vec);
                 if total(&counts)? != hidden.rows {
                     return Err(Error::Shape {
                         what: "--rows".into(),
@@ -454,14 +458,24 @@ fn synthetic_rows(seed: u64, rows: usize, hidden: usize, dtype: DType) -> Result
     Ok(bytes)
 }
 
-/// A progress bar of bytes on standard error, where that is a terminal.
+/// A progress bar of bytes, which [`advance`] shows.
 pub fn progress_bar(what: &str) -> ProgressBar {
-    progress_bar_like("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}", what)
+    let bytes = "{decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}";
+    progress_bar_like(&format!("{{msg}} {{wide_bar}} {bytes} {{eta}}"), what)
 }
 
-/// A progress bar with an indicatif template of its own.
+/// Shows `done` of `total` bytes on standard error, where that is a terminal and there is something to do.
+pub fn advance(bar: &ProgressBar, done: u64, total: u64) {
+    if total > 0 && bar.length() != Some(total) {
+        bar.set_length(total);
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+    }
+    bar.set_position(done);
+}
+
+/// A progress bar with an indicatif template of its own. It is hidden: without a length it would look full.
 pub fn progress_bar_like(template: &str, what: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }

@@ -203,7 +203,7 @@ mod mapped {
     pub fn explain() -> bool {
         let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
         let Some((path, byte)) = file_at(&maps, ADDRESS.load(Ordering::Relaxed)) else { return false };
-        let length = std::fs::metadata(&path).map(|about| about.len());
+        let length = std::fs::metadata(&path).map(|metadata| metadata.len());
         let (problem, fix) = match length {
             Ok(length) if length > byte => (
                 format!("its byte {byte} cannot be read: its disk or network reports an error"),

@@ -105,7 +105,7 @@ pub fn rank() -> Option<usize> {
 /// them have is reported once.
 pub fn say_once(failure: Failure) -> Failure {
     match launch(ExchangeName::Auto) {
-        Ok(launch) => match Job::join(launch) {
+        Ok(launch) => match RunJob::join(launch) {
             Ok(job) => job.give_up(failure),
             Err(_) => failure,
         },
@@ -124,24 +124,24 @@ pub fn end_unfinished(code: u8) {
 }
 
 /// How the ranks are run: as threads of this process, or as MPI processes.
-pub enum Job {
+pub enum RunJob {
     Alone(InProcess),
     #[cfg(feature = "mpi")]
     Mpi(Mpi),
 }
 
-impl Job {
+impl RunJob {
     /// Joins the processes of `launch`, each of which runs one rank of `layout`.
     ///
     /// # Errors
     /// `Exchange` where they cannot be connected.
     pub fn join(launch: Option<Launch>) -> Result<Self> {
         match launch {
-            None => Ok(Job::Alone(InProcess::default())),
+            None => Ok(RunJob::Alone(InProcess::default())),
             #[cfg(feature = "mpi")]
             Some(_) => {
                 JOINED.store(true, Ordering::Relaxed);
-                Ok(Job::Mpi(Mpi::start()?))
+                Ok(RunJob::Mpi(Mpi::start()?))
             }
             #[cfg(not(feature = "mpi"))]
             Some(_) => join_without_mpi(),
@@ -151,17 +151,17 @@ impl Job {
     /// What carries bytes between ranks.
     pub fn name(&self) -> &'static str {
         match self {
-            Job::Alone(_) => "local",
+            RunJob::Alone(_) => "local",
             #[cfg(feature = "mpi")]
-            Job::Mpi(_) => "mpi",
+            RunJob::Mpi(_) => "mpi",
         }
     }
 
     pub fn connect(&mut self) -> &mut dyn Connect {
         match self {
-            Job::Alone(alone) => alone,
+            RunJob::Alone(alone) => alone,
             #[cfg(feature = "mpi")]
-            Job::Mpi(mpi) => mpi,
+            RunJob::Mpi(mpi) => mpi,
         }
     }
 
@@ -170,9 +170,9 @@ impl Job {
     #[cfg_attr(not(feature = "mpi"), expect(unused_variables, reason = "there are no others"))]
     pub fn peers(&self, timeout: Duration) -> Option<Peers> {
         match self {
-            Job::Alone(_) => None,
+            RunJob::Alone(_) => None,
             #[cfg(feature = "mpi")]
-            Job::Mpi(mpi) => Some(Peers::new(mpi.everyone(), timeout)),
+            RunJob::Mpi(mpi) => Some(Peers::new(mpi.everyone(), timeout)),
         }
     }
 
@@ -180,9 +180,9 @@ impl Job {
     /// words is not reported again.
     pub fn give_up(&self, failure: Failure) -> Failure {
         match self {
-            Job::Alone(_) => failure,
+            RunJob::Alone(_) => failure,
             #[cfg(feature = "mpi")]
-            Job::Mpi(mpi) => {
+            RunJob::Mpi(mpi) => {
                 let words = failure.to_string();
                 if matches!(failure, Failure::Input(_))
                     && mpi.rank() != FIRST
@@ -204,9 +204,9 @@ impl Job {
     #[cfg_attr(not(feature = "mpi"), expect(unused_variables, reason = "there are no others"))]
     pub fn finish(self, timeout: Duration) -> Result<()> {
         match self {
-            Job::Alone(_) => Ok(()),
+            RunJob::Alone(_) => Ok(()),
             #[cfg(feature = "mpi")]
-            Job::Mpi(mpi) => {
+            RunJob::Mpi(mpi) => {
                 if mpi.rank() != FIRST {
                     await_first(&*mpi.everyone(), timeout);
                 }
@@ -219,7 +219,7 @@ impl Job {
 }
 
 #[cfg(not(feature = "mpi"))]
-fn join_without_mpi() -> Result<Job> {
+fn join_without_mpi() -> Result<RunJob> {
     // `launch` refuses this before.
     Err(Error::Unsupported {
         what: "--exchange".into(),

@@ -25,7 +25,8 @@ mod threads;
 mod times;
 mod values;
 
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::fmt;
 use std::process::ExitCode;
 
@@ -101,10 +102,11 @@ fn write_result(result: std::io::Result<()>) -> Result<(), Failure> {
     }
 }
 
-/// Writes a line to standard error in one piece, because the other processes of a job may write there too. A
-/// failed write is ignored: the exit code still reports the failure.
+/// Writes a line to standard error, wrapped on a terminal, in one piece, because the other processes of a job
+/// may write there too. A failed write is ignored: the exit code still reports the failure.
 pub fn tell(line: impl std::fmt::Display) {
     use std::io::Write;
+    let line = terminal::for_stderr(line.to_string());
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
@@ -135,6 +137,15 @@ fn value_parser_error(error: &clap::Error) -> Option<lmhead::Error> {
     std::error::Error::source(error)?.downcast_ref::<lmhead::Error>().cloned()
 }
 
+/// The error of a word that is no subcommand, where clap reports one.
+fn unknown_subcommand(error: &clap::Error) -> Option<lmhead::Error> {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else { return None };
+    let names: Vec<String> = Cli::command().get_subcommands().map(|c| c.get_name().to_string()).collect();
+    let [others @ .., last] = &names[..] else { return None };
+    let wanted = format!("{} or {last}", others.join(", "));
+    Some(values::refused("subcommand", &wanted, word, "`lmhead --help` says what each does"))
+}
+
 /// Runs a subcommand that is for a single process.
 fn single_process(name: &str, run: impl FnOnce() -> Result<bool, Failure>) -> Result<bool, Failure> {
     job::refuse_several(name)?;
@@ -153,14 +164,16 @@ fn main() -> ExitCode {
                 Command::Doctor(args) => doctor::doctor(&args),
             }
         }
-        Err(error) if error.use_stderr() => match value_parser_error(&error) {
-            Some(error) => Err(job::say_once(Failure::Input(error))),
-            // Other parse errors, such as an unknown option: clap prints them. A failed write is ignored.
-            None => {
-                let _ = error.print();
-                return ExitCode::from(2);
+        Err(error) if error.use_stderr() => {
+            match value_parser_error(&error).or_else(|| unknown_subcommand(&error)) {
+                Some(error) => Err(job::say_once(Failure::Input(error))),
+                // Other parse errors, such as an unknown option: clap prints them. A failed write is ignored.
+                None => {
+                    let _ = error.print();
+                    return ExitCode::from(2);
+                }
             }
-        },
+        }
         // Help or version, as the user asked.
         Err(help) => write_result(help.print()).map(|()| true),
     };

@@ -69,7 +69,7 @@ impl OutFile {
                 if !target.is_file() {
                     return Err(refuse(NOT_REGULAR.into(), "name a file"));
                 }
-                if std::fs::metadata(&target).is_ok_and(|about| about.permissions().readonly()) {
+                if std::fs::metadata(&target).is_ok_and(|metadata| metadata.permissions().readonly()) {
                     return Err(refuse("is read-only".into(), "allow writing it, or name another"));
                 }
                 target
@@ -155,8 +155,8 @@ impl OutFile {
         // An older answer's permissions stay; a new file gets those of any new file.
         let permissions = match std::fs::symlink_metadata(&self.target) {
             // When the run began, it was a regular file or did not exist.
-            Ok(about) if !about.is_file() => return Err(self.failed(NOT_REGULAR)),
-            Ok(about) => about.permissions(),
+            Ok(metadata) if !metadata.is_file() => return Err(self.failed(NOT_REGULAR)),
+            Ok(metadata) => metadata.permissions(),
             Err(_) => temporary.as_file().metadata().map_err(|e| self.failed(e))?.permissions(),
         };
         let Temporary { file, listed } = temporary;
@@ -178,17 +178,17 @@ pub fn tensors(answer: &Answer) -> Vec<Tensor<'_>> {
     fn bytes<T: Pod>(numbers: &[T]) -> Cow<'_, [u8]> {
         cast_slice(numbers).into()
     }
-    fn told<'a>(told: &'a Logprobs, rows: usize, names: [&'static str; 2]) -> Vec<Tensor<'a>> {
-        let shape = if told.targets == 1 { vec![rows] } else { vec![rows, told.targets] };
+    fn logprob_tensors<'a>(logprobs: &'a Logprobs, rows: usize, names: [&'static str; 2]) -> Vec<Tensor<'a>> {
+        let shape = if logprobs.targets == 1 { vec![rows] } else { vec![rows, logprobs.targets] };
         let mut tensors = vec![
-            (names[0], Dtype::F32, shape.clone(), bytes(&told.logprobs)),
-            (names[1], Dtype::I64, shape, bytes(&told.ranks)),
+            (names[0], Dtype::F32, shape.clone(), bytes(&logprobs.logprobs)),
+            (names[1], Dtype::I64, shape, bytes(&logprobs.ranks)),
         ];
         // Without top_n there are no best ids: the empty tensors are left out.
-        if told.top_n > 0 {
-            let shape = vec![rows, told.top_n];
-            tensors.push(("top_ids", Dtype::I64, shape.clone(), bytes(&told.top_ids)));
-            tensors.push(("top_logprobs", Dtype::F32, shape, bytes(&told.top_logprobs)));
+        if logprobs.top_n > 0 {
+            let shape = vec![rows, logprobs.top_n];
+            tensors.push(("top_ids", Dtype::I64, shape.clone(), bytes(&logprobs.top_ids)));
+            tensors.push(("top_logprobs", Dtype::F32, shape, bytes(&logprobs.top_logprobs)));
         }
         tensors
     }
@@ -207,7 +207,7 @@ pub fn tensors(answer: &Answer) -> Vec<Tensor<'_>> {
         Output::Argmax { ids } => vec![("argmax", Dtype::I64, vec![rows], bytes(ids))],
         Output::Sample { ids, logprobs } => {
             let names = ["sampled_logprobs", "sampled_ranks"];
-            let logprobs = logprobs.iter().flat_map(|logprobs| told(logprobs, rows, names));
+            let logprobs = logprobs.iter().flat_map(|logprobs| logprob_tensors(logprobs, rows, names));
             [("sampled", Dtype::I64, vec![rows], bytes(ids))].into_iter().chain(logprobs).collect()
         }
         Output::TopK { k, values, ids, logsumexp } => vec![
@@ -215,7 +215,7 @@ pub fn tensors(answer: &Answer) -> Vec<Tensor<'_>> {
             ("topk_ids", Dtype::I64, vec![rows, *k], bytes(ids)),
             ("logsumexp", Dtype::F32, vec![rows], bytes(logsumexp)),
         ],
-        Output::Logprobs(logprobs) => told(logprobs, rows, ["logprobs", "target_ranks"]),
+        Output::Logprobs(logprobs) => logprob_tensors(logprobs, rows, ["logprobs", "target_ranks"]),
         _ => unreachable!("no other request is asked"),
     });
     tensors

@@ -1,7 +1,7 @@
 //! `lmhead quantize`: the int8 form of a float head as a file of its own, and how far its answers are from
 //! the original's.
 
-use crate::input::progress_bar;
+use crate::input::{advance, progress_bar};
 use crate::output::{OutFile, input_files};
 use crate::report::{bytes, command};
 use crate::values::{self, refused};
@@ -123,10 +123,7 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
     let temporary = out.temporary()?;
     let began = Instant::now();
     let bar = progress_bar("quantising");
-    let progress = |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    };
+    let progress = |done, total| advance(&bar, done, total);
     let error = checkpoint.write_int8(&name, &config, temporary.as_file(), &args.out, Some(&progress))?;
     bar.finish_and_clear();
     let seconds = began.elapsed().as_secs_f64();
@@ -148,16 +145,13 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
         &checkpoint,
         (&written, ways),
         HiddenRows::new(&bytes, dtype, rows, hidden_size)?,
-        &|done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        },
+        &|done, total| advance(&bar, done, total),
     )?;
     bar.finish_and_clear();
     let mut compared = compared.into_iter();
     let (w8a16, w8a8) = (compared.next(), compared.next());
     checkpoint.check_unchanged()?;
-    let bytes_out = temporary.as_file().metadata().map_or(0, |about| about.len());
+    let bytes_out = temporary.as_file().metadata().map_or(0, |metadata| metadata.len());
     out.keep_synced(temporary)?;
 
     let report = QuantizeReport {

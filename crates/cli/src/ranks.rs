@@ -3,7 +3,7 @@
 
 use crate::Failure;
 use crate::args::CountMode;
-use crate::input::{HeadSource, RankRows, RunRows, progress_bar};
+use crate::input::{HeadSource, RankRows, RunRows, advance, progress_bar};
 use crate::times::{SlowestRank, StageTimes};
 use lmhead::backend::Backend;
 use lmhead::backend::On;
@@ -85,7 +85,7 @@ impl Connect for InProcess {
 }
 
 /// What a rank reports of its steps.
-pub struct Told {
+pub struct RankTimes {
     /// Statistics of the last step.
     pub stats: StepStats,
     pub times: StageTimes,
@@ -112,10 +112,7 @@ pub fn set_up(
             Entry::Occupied(loaded) => Arc::clone(loaded.get()),
             Entry::Vacant(place) => {
                 let bar = progress_bar(&format!("loading ids {}..{}", vocab.start, vocab.end));
-                let shard = source.shard(vocab, config, &|done, total| {
-                    bar.set_length(total);
-                    bar.set_position(done);
-                })?;
+                let shard = source.shard(vocab, config, &|done, total| advance(&bar, done, total))?;
                 bar.finish_and_clear();
                 Arc::clone(place.insert(Arc::new(shard)))
             }
@@ -147,13 +144,13 @@ pub fn run(
     task: &RunTask,
     slowest: &SlowestRank,
     parts: Vec<AnswerBuffers<'_>>,
-) -> std::result::Result<(Vec<Rank>, Vec<Told>), Failure> {
+) -> std::result::Result<(Vec<Rank>, Vec<RankTimes>), Failure> {
     assert_eq!(parts.len(), ranks.ranks.len(), "every rank has a part");
     let Ranks { ranks, exchanges } = ranks;
     let mut groups: Vec<&[usize]> = ranks.iter().map(|rank| rank.group.ranks()).collect();
     groups.sort_unstable();
     groups.dedup();
-    let results: Vec<std::result::Result<Told, String>> = thread::scope(|scope| {
+    let results: Vec<std::result::Result<RankTimes, String>> = thread::scope(|scope| {
         let threads: Vec<_> = ranks
             .iter()
             .zip(exchanges)
@@ -176,13 +173,13 @@ pub fn run(
             })
             .collect()
     });
-    let failed = |(rank, result): (&Rank, &std::result::Result<Told, String>)| {
+    let failed = |(rank, result): (&Rank, &std::result::Result<RankTimes, String>)| {
         result.as_ref().err().map(|text| (rank.rank, text.clone()))
     };
     let failures: Vec<(usize, String)> = ranks.iter().zip(&results).filter_map(failed).collect();
     if failures.is_empty() {
-        let told = results.into_iter().flatten().collect();
-        return Ok((ranks, told));
+        let times = results.into_iter().flatten().collect();
+        return Ok((ranks, times));
     }
     Err(Failure::Ranks(failures))
 }
@@ -194,7 +191,7 @@ fn run_one(
     task: &RunTask,
     mut answer: AnswerBuffers<'_>,
     took: impl Fn(usize, Duration),
-) -> Result<Told> {
+) -> Result<RankTimes> {
     let part = &task.parts[rank.dp];
     let config = task.config;
     let size = config.hidden_size * task.rows.dtype.size();
@@ -240,7 +237,7 @@ fn run_one(
         took(number, time);
         times.add(time, &stats);
     }
-    Ok(Told { stats, times })
+    Ok(RankTimes { stats, times })
 }
 
 #[cfg(test)]

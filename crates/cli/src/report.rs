@@ -15,7 +15,7 @@ pub struct RunReport {
     pub command: String,
     pub machine: String,
     pub head: String,
-    /// Where the hidden rows came from.
+    /// Where the hidden rows, and targets without a file, came from.
     pub rows: String,
     pub vocab_size: usize,
     pub hidden_size: usize,
@@ -112,8 +112,12 @@ impl RunReport {
             self.dp, self.tp, self.backend, self.threads, self.exchange
         ));
         lines.push(format!(
-            "{} of {} output rows ({} hidden rows: {}), {} counts",
-            self.request, self.output_rows, self.hidden_rows, self.rows, self.mode
+            "{} ({}: {}), {} counts: {}",
+            counted(self.output_rows, "output row"),
+            counted(self.hidden_rows, "hidden row"),
+            self.rows,
+            self.mode,
+            self.request
         ));
         // Two tables, so that each fits a terminal: what each rank holds and exchanges, and its times.
         let mut held =
@@ -133,9 +137,9 @@ impl RunReport {
         }
         lines.extend([held.to_string(), times.to_string()]);
         lines.push(format!(
-            "head ready in {:.1} s; weights at {:.1} GB/s; times above: medians of {}",
-            self.load_seconds,
-            self.step.weight_gb_per_s,
+            "head ready in {}; weights at {}; times above: medians of {}",
+            seconds(self.load_seconds),
+            rate(self.step.weight_gb_per_s),
             counted(self.steps, "step")
         ));
         let groups = self.ranks.len() / self.lmhead_tp_size;
@@ -169,7 +173,7 @@ impl RunReport {
     }
 }
 
-const TOKENS: &str = "no token that a filter surely excludes or another surely beats";
+const TOKENS: &str = "every token could have been drawn, within the allowed error";
 
 /// The verdict in a sentence.
 fn sentence(verdict: &Verdict, request: &Request, quantization: &str) -> String {
@@ -182,6 +186,9 @@ fn sentence(verdict: &Verdict, request: &Request, quantization: &str) -> String 
     let extent = if verdict.everything { "everything" } else { "a seeded sample" };
     let found = match (request, verdict.error_over_rms) {
         _ if verdict.values == 0 => "nothing was compared".into(),
+        (Request::Argmax | Request::Sample { .. }, _) if !verdict.passed => {
+            "answers beyond the allowed error:".into()
+        }
         (Request::Argmax, _) => "no id that another beats by more than rounding".into(),
         (Request::Sample { logprobs: Some(_) }, _) => format!(
             "{TOKENS}; largest error of a logprob {:.1e} (no correct sum exceeds {:.1e})",
@@ -194,8 +201,11 @@ fn sentence(verdict: &Verdict, request: &Request, quantization: &str) -> String 
             verdict.rms_limit, verdict.largest_error, verdict.allowed_there
         ),
         (_, None) => format!(
-            "largest absolute error {:.1e} (no correct sum exceeds {:.1e}); nearest to its bound: {:.1e} of it",
-            verdict.largest_error, verdict.allowed_there, verdict.worst_ratio
+            "largest absolute error {:.1e} (no correct sum exceeds {:.1e}); \
+             largest share of its own bound: {}",
+            verdict.largest_error,
+            verdict.allowed_there,
+            percent(verdict.worst_ratio)
         ),
     };
     let broken = match verdict.not_finite {
@@ -211,8 +221,27 @@ pub fn command() -> String {
     std::env::args_os().skip(1).fold("lmhead".into(), |line, word| line + " " + &word.to_string_lossy())
 }
 
+/// A share in percent, to a tenth.
+fn percent(share: f64) -> String {
+    if share > 0.0 && share < 1e-3 { "below 0.1 %".into() } else { format!("{:.1} %", 100.0 * share) }
+}
+
+/// A time in seconds, in ms or µs below one.
+fn seconds(s: f64) -> String {
+    if s >= 1.0 { format!("{s:.1} s") } else { micros(1e6 * s) }
+}
+
+/// A rate in GB/s (1e9 bytes), with a smaller prefix below one.
+fn rate(gb_per_s: f64) -> String {
+    if gb_per_s >= 1.0 {
+        format!("{gb_per_s:.1} GB/s")
+    } else {
+        format!("{}/s", bytes((1e9 * gb_per_s) as u64))
+    }
+}
+
 /// `1 step`, `3 steps`.
-fn counted(n: usize, what: &str) -> String {
+pub fn counted(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 

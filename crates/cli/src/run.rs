@@ -4,9 +4,9 @@
 use crate::args::{CountMode, RunArgs};
 use crate::backends::{Chosen, choose};
 use crate::input::{HeadSource, RunRows};
-use crate::job::{self, Alive, Job, Peers};
+use crate::job::{self, Alive, Peers, RunJob};
 use crate::output::{OutFile, input_files};
-use crate::ranks::{self, Member, Rank, Ranks, RunTask, Told};
+use crate::ranks::{self, Member, Rank, RankTimes, Ranks, RunTask};
 use crate::report::{RankReport, RunReport, StepReport, command};
 use crate::times::{Percentiles, SlowestRank};
 use crate::{Failure, draft, print, sampling_args, tell, terminal, threads};
@@ -30,7 +30,7 @@ pub fn run(args: &mut RunArgs) -> Result<bool, Failure> {
     let launch = job::launch(args.exchange)?;
     args.processes = launch.map(|launch| launch.world_size);
     // Before anything that can fail: the other processes wait until this one has joined.
-    let mut job = Job::join(launch)?;
+    let mut job = RunJob::join(launch)?;
     match run_ranks(args, launch.as_ref(), &mut job) {
         Ok((passed, timeout)) => {
             let own = launch.map_or(0, |launch| launch.rank);
@@ -43,7 +43,7 @@ pub fn run(args: &mut RunArgs) -> Result<bool, Failure> {
 
 /// Runs the ranks of this process. The first process also assembles, checks and reports the results of all.
 /// Returns whether the check passed, and how long processes wait for each other at the end.
-fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(bool, Duration), Failure> {
+fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut RunJob) -> Result<(bool, Duration), Failure> {
     let is_first = launch.is_none_or(|launch| launch.rank == 0);
     // A warning that all processes have in common is printed by the first.
     let warn = |warning: &dyn std::fmt::Display| {
@@ -102,11 +102,11 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
     let task = RunTask { config: &config, request, mode, warm_up, steps, rows: &rows, parts: &parts };
     let members = ranks::members(&layout, group_size)?;
     let peers = job.peers(config.create_timeout);
-    let (ranks, told) = match &peers {
+    let (ranks, times) = match &peers {
         None => compute(set_up, &backend, &task, &slowest, &members, &mut answer)?,
         Some(peers) => compute_apart(set_up, &backend, &task, &slowest, &members, &mut answer, peers)?,
     };
-    let done = (ranks.iter().zip(&told)).map(|(rank, told)| Done::of(rank, told, &task)).collect();
+    let done = (ranks.iter().zip(&times)).map(|(rank, times)| Done::of(rank, times, &task)).collect();
     let (done, percentiles) = match &peers {
         None => (done, slowest.percentiles()),
         Some(peers) => collect_done(done, &members, slowest, group_size, steps, peers)?,
@@ -212,7 +212,7 @@ fn compute(
     slowest: &SlowestRank,
     members: &[Member],
     whole: &mut OwnedAnswer,
-) -> Result<(Vec<Rank>, Vec<Told>), Failure> {
+) -> Result<(Vec<Rank>, Vec<RankTimes>), Failure> {
     let (shares, places) = shares(members, task);
     let mut repeated = room_to_repeat(&shares, task)?;
     let done = ranks::run(set_up, backend, task, slowest, parts(whole, &mut repeated, &shares))?;
@@ -229,7 +229,7 @@ fn compute_apart(
     members: &[Member],
     whole: &mut OwnedAnswer,
     peers: &Peers,
-) -> Result<(Vec<Rank>, Vec<Told>), Failure> {
+) -> Result<(Vec<Rank>, Vec<RankTimes>), Failure> {
     let (shares, places) = shares(members, task);
     let mut own = OwnedAnswer::new(&task.request, shares[peers.me()].rows, task.config.vocab_size)?;
     let done = ranks::run(set_up, backend, task, slowest, vec![own.buffers()])?;
@@ -307,9 +307,9 @@ struct Done {
 }
 
 impl Done {
-    fn of(rank: &Rank, told: &Told, task: &RunTask) -> Self {
-        let report = rank_report(rank, told, task);
-        Done { report, weight_bytes: told.stats.weight_bytes, step_nanos: Vec::new() }
+    fn of(rank: &Rank, times: &RankTimes, task: &RunTask) -> Self {
+        let report = rank_report(rank, times, task);
+        Done { report, weight_bytes: times.stats.weight_bytes, step_nanos: Vec::new() }
     }
 }
 
@@ -410,9 +410,9 @@ fn mode_name(mode: CountMode) -> &'static str {
     }
 }
 
-fn rank_report(rank: &Rank, told: &Told, task: &RunTask) -> RankReport {
+fn rank_report(rank: &Rank, times: &RankTimes, task: &RunTask) -> RankReport {
     let vocab = rank.shard.vocab();
-    let Told { stats, times, .. } = told;
+    let RankTimes { stats, times, .. } = times;
     RankReport {
         rank: rank.rank,
         dp: rank.dp,

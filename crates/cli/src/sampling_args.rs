@@ -4,7 +4,7 @@ use crate::args::word;
 use crate::values::{Parser, at_least_zero, refused};
 use clap::Args;
 use lmhead::error::{Error, Result};
-use lmhead::result::Request;
+use lmhead::result::{Request, TokenLogprobs};
 use lmhead::sampling::SamplingParams;
 
 #[derive(Args)]
@@ -109,5 +109,17 @@ pub fn words(request: &Request, sampling: Option<&SamplingParams>, own: &[&str])
     if !own.is_empty() {
         words.push(format!("each row's own {}", own.join(", ")));
     }
-    format!("{request}: {}", words.join(", "))
+    let logprobs = match request {
+        Request::Sample { logprobs: Some(TokenLogprobs { top_n, processed }) } => {
+            let logprobs = if *processed { "processed logprobs" } else { "logprobs" };
+            let best = match top_n {
+                0 => String::new(),
+                1 => " and of the best id".into(),
+                n => format!(" and of the {n} best ids"),
+            };
+            format!(", with {logprobs} of the token{best}")
+        }
+        _ => String::new(),
+    };
+    format!("sample{logprobs}; {}", words.join(", "))
 }

@@ -109,7 +109,7 @@ impl SlowestRank {
         }
     }
 
-    /// Records that step `step` of group `group` took one of its ranks `time`.
+    /// Records one rank's duration of `step` in group `group`; the slowest rank's is kept.
     pub fn add(&self, group: usize, step: usize, time: Duration) {
         self.nanos[group * self.steps + step].fetch_max(nanos(time), Ordering::Relaxed);
     }

@@ -72,6 +72,11 @@ pub fn row_count(text: &str) -> Result<usize> {
     text.trim().parse().map_err(|_| refused("--rows", wanted, text, "write it as in --rows 7,0,12,9"))
 }
 
+/// `1 entry`, `3 entries`.
+fn listed(n: usize) -> String {
+    if n == 1 { "1 entry".into() } else { format!("{n} entries") }
+}
+
 /// The number of data-parallel ranks by --dp and the entries of --rows; 1 where neither is given.
 ///
 /// # Errors
@@ -80,8 +85,8 @@ pub fn dp_ranks(dp: Option<usize>, rows: Option<&[usize]>) -> Result<usize> {
     match (dp, rows.map(<[usize]>::len)) {
         (Some(dp), Some(entries)) if entries != dp => Err(Error::Shape {
             what: "--rows".into(),
-            wanted: format!("{dp} entries, one for each of --dp {dp}"),
-            got: format!("{entries} entries"),
+            wanted: format!("{}, one for each of --dp {dp}", listed(dp)),
+            got: listed(entries),
             fix: "list every dp rank's rows, idle ones as 0".into(),
         }),
         (dp, entries) => Ok(dp.or(entries).unwrap_or(1)),

@@ -17,8 +17,8 @@ pub struct EmulatedDevice {
     /// Seed of the next launch.
     seed: Arc<AtomicU64>,
     ordinal: u32,
-    /// Whether it says that host memory is not page-locked; copies are the same either way.
-    unlocked: bool,
+    /// Whether it says that host memory is not pinned; copies are the same either way.
+    unpinned: bool,
     /// See [`EmulatedDevice::portable`].
     portable: bool,
     /// See [`EmulatedDevice::sms`]; 0 for an H100's.
@@ -30,7 +30,7 @@ pub struct EmulatedDevice {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
-    /// Buffers, locked memory, streams, events and kernels that were made.
+    /// Buffers, pinned memory, streams, events and kernels that were made.
     pub made: u64,
     /// Product kernels that ran: one a product. Kernels that quantise rows are not counted.
     pub products: u64,
@@ -64,11 +64,11 @@ impl EmulatedDevice {
         EmulatedDevice { ordinal, ..self }
     }
 
-    /// The same, but no host memory counts as page-locked: callers then copy through staging memory, as with
+    /// The same, but no host memory counts as pinned: callers then copy through staging memory, as with
     /// a GPU.
     #[must_use]
-    pub fn unlocked(self) -> Self {
-        EmulatedDevice { unlocked: true, ..self }
+    pub fn unpinned(self) -> Self {
+        EmulatedDevice { unpinned: true, ..self }
     }
 
     /// The same, as a device of compute capability 10.0: heads take the portable kernels, which are emulated
@@ -119,7 +119,7 @@ impl Drop for EmulatedBuffer {
 }
 
 /// Host memory for copies of an [`EmulatedDevice`], which are complete as soon as they are queued. Kernels
-/// reach it at its own address, as they reach page-locked memory on a GPU.
+/// reach it at its own address, as they reach pinned memory on a GPU.
 #[derive(Debug)]
 pub struct Staging(EmulatedBuffer);
 
@@ -268,8 +268,8 @@ impl KernelDevice for EmulatedDevice {
     }
 
     /// Copies are done when they are queued.
-    fn is_locked(&self, _: &Span<'_>) -> bool {
-        !self.unlocked
+    fn is_pinned(&self, _: &Span<'_>) -> bool {
+        !self.unpinned
     }
 
     unsafe fn queue_write(&self, (): (), buffer: &EmulatedBuffer, at: usize, bytes: &[u8]) -> Result<()> {

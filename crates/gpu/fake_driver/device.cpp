@@ -20,7 +20,7 @@ struct End {
     FILE *file = path ? std::fopen(path, "w") : nullptr;
     if (!file) return;
     std::fprintf(file, "%zu allocations, %zu streams, %zu graphs, %zu events, %zu modules, %d contexts\n",
-                 memories.size() + locked.size(), streams.size(), graphs.size(), events.size(),
+                 memories.size() + pinned.size(), streams.size(), graphs.size(), events.size(),
                  modules.size(), retained);
     std::fprintf(file, "%lld kernels and %lld graphs loaded by a launch\n", total(&Counts::lazy_kernels),
                  total(&Counts::lazy_graphs));

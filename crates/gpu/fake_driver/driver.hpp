@@ -2,7 +2,7 @@
 // objects are linked into this library. Only the functions that the crate uses; ABI of the CUDA driver API.
 //
 // It is stricter than a driver where that finds mistakes: nothing runs before somebody waits for its stream,
-// so what is read, reused or freed too early shows; memory is poisoned and has guard zones, locked host
+// so what is read, reused or freed too early shows; memory is poisoned and has guard zones, pinned host
 // memory too; what needs a context fails without one; a kernel may only begin beside the one before it if its
 // code waits for that.
 //
@@ -132,7 +132,7 @@ inline std::recursive_mutex lock;
 #define LOCKED const std::lock_guard<std::recursive_mutex> guard(lock)
 // Never destroyed: threads of the program may still be here when it exits.
 inline auto &memories = *new std::map<uint64_t, Memory>;  // of the device
-inline auto &locked = *new std::map<uint64_t, Memory>;    // of the host
+inline auto &pinned = *new std::map<uint64_t, Memory>;    // of the host
 inline auto &streams = *new std::set<Stream *>;
 inline auto &graphs = *new std::set<void *>, &events = *new std::set<void *>;
 inline auto &modules = *new std::set<Module *>;
@@ -141,7 +141,7 @@ inline int retained = 0;  // contexts
 struct Counts {
   // What a hot path must not do: waits for the device, allocations and frees, modules loaded; kernels and
   // graphs that a launch had to bring to the device, since nobody had done so before; copies from or to host
-  // memory that is not locked, for which a driver waits; streams and events made. `blocked`: allocations and
+  // memory that is not pinned, for which a driver waits; streams and events made. `blocked`: allocations and
   // frees while a collective is on a stream of the device. A driver may wait for it in them, without a
   // deadline.
   long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies, handles, blocked;
@@ -287,11 +287,11 @@ inline bool inside(uint64_t address, size_t bytes, int device = -1) {
   return device < 0 || std::prev(memories.upper_bound(address))->second.device == device;
 }
 
-// A queued copy, which must not outlive the locked memory that it uses.
-inline auto &pending = *new std::map<uint64_t, int>;  // copies by the locked memory's address
+// A queued copy, which must not outlive the pinned memory that it uses.
+inline auto &pending = *new std::map<uint64_t, int>;  // copies by the pinned memory's address
 inline int put_copy(void *stream, const void *host, size_t bytes, Count count, Work work) {
-  if (!within(locked, uint64_t(host), bytes)) return ++here().slow_copies, put_counted(stream, count, work);
-  const uint64_t start = std::prev(locked.upper_bound(uint64_t(host)))->first;
+  if (!within(pinned, uint64_t(host), bytes)) return ++here().slow_copies, put_counted(stream, count, work);
+  const uint64_t start = std::prev(pinned.upper_bound(uint64_t(host)))->first;
   const auto pends = [=](Counts &all) { count(all), ++pending[start]; };
   return put_counted(stream, pends, [=] { return --pending[start], work(); });
 }

@@ -40,9 +40,9 @@ struct Ready {
 
   Ready(const emulated::Launch &shape, const std::vector<uint8_t> &bytes) : launch(shape) {
     static uint64_t seed = 0;
-    // Locked memory has the same address on the device.
+    // Pinned memory has the same address on the device.
     std::map<uint64_t, Memory> all = memories;
-    all.insert(locked.begin(), locked.end());
+    all.insert(pinned.begin(), pinned.end());
     for (const auto &[address, memory] : all) {
       table.push_back({address, memory.bytes, 1, uint32_t(table.size()), nullptr});
       kept.push_back(memory.start);

@@ -1,4 +1,4 @@
-// Memory of the device and locked memory of the host, and copies.
+// Memory of the device and pinned memory of the host, and copies.
 #include "driver.hpp"
 
 using namespace fake;
@@ -78,15 +78,15 @@ int cuMemFree_v2(uint64_t address) {
 }
 int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) {
   USABLE;
-  return flags ? INVALID_VALUE : allocate(locked, reinterpret_cast<uint64_t *>(out), bytes);
+  return flags ? INVALID_VALUE : allocate(pinned, reinterpret_cast<uint64_t *>(out), bytes);
 }
 int cuMemFreeHost(void *start) {
   LOCKED;
   // It waits, but what was queued on the memory must have ended before.
   if (current && !lost[current->device] && pending[uint64_t(start)] > 0)
-    std::fprintf(stderr, "fake driver: locked memory was freed while a copy of it was queued\n"),
+    std::fprintf(stderr, "fake driver: pinned memory was freed while a copy of it was queued\n"),
         std::abort();
-  return release(locked, uint64_t(start));
+  return release(pinned, uint64_t(start));
 }
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
   USABLE;

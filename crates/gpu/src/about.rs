@@ -147,9 +147,10 @@ pub fn clocks_under(work: &Clocked) -> lmhead::Result<Value> {
     if GIVEN_UP.load(Ordering::Relaxed) {
         return Ok(silent());
     }
-    // Until the clocks have settled; on an emulated device there are none.
-    let (began, settle) = (Instant::now(), Duration::from_millis(if crate::needs::small() { 0 } else { 50 }));
-    while began.elapsed() < settle {
+    // Until the clocks are stable; on an emulated device there are none.
+    let (began, warm_up) =
+        (Instant::now(), Duration::from_millis(if crate::needs::small() { 0 } else { 50 }));
+    while began.elapsed() < warm_up {
         work.replay()?;
     }
     let said = asked("clocks.sm,clocks.mem,power.draw,temperature.gpu", || work.replay().map(drop))?;

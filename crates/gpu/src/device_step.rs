@@ -230,7 +230,7 @@ impl<'d> DeviceStep<'d> {
         self.head.run_into(ticket, hidden, &inputs, answer, on).map(drop)
     }
 
-    /// Bytes of the workspace that steps are lent.
+    /// Bytes of the workspace that steps are given.
     pub fn workspace(&self) -> usize {
         self.workspace.len()
     }

@@ -3,6 +3,7 @@
 
 use lmhead::DType;
 use lmhead::backend::params as p;
+use lmhead_testkit::Random;
 
 /// What an array holds: a function of the seed and the place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,12 +17,9 @@ pub enum Fill {
     Small { dtype: DType, seed: u64, row: usize },
 }
 
-/// 64 random bits of a place: the finisher of splitmix64.
+/// 64 random bits of a place: number `place` of splitmix64 from that seed.
 pub fn random(seed: u64, place: u64) -> u64 {
-    let v = seed.wrapping_add(place.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let v = (v ^ v >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let v = (v ^ v >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    v ^ v >> 31
+    Random(seed.wrapping_add(place.wrapping_mul(0x9e37_79b9_7f4a_7c15))).next()
 }
 
 /// The `LMHEAD_FILL_SMALL_*` of a type.

@@ -299,7 +299,7 @@ impl Engine {
             let channel = channels.get_mut(&(call.head, call.instance)).expect("made above");
             if let Some(status) = channel.slots[self.me].done.take() {
                 report.peers_mut().copy_from_slice(&channel.slots[self.me].peers);
-                report.say(&channel.slots[self.me].text);
+                report.set_text(&channel.slots[self.me].text);
                 return status;
             }
             let lacks = |member: &usize| !channel.has(*member, self.me);
@@ -307,7 +307,7 @@ impl Engine {
             let missing = channel.slots[self.me].members.iter().copied().filter(lacks);
             let status = if let Some((_, member, notice)) = channel.notice(call) {
                 report.mark(*member, Status::ABORTED);
-                report.say(notice);
+                report.set_text(notice);
                 Status::ABORTED
             } else if missing.clone().any(|member| lost(&member)) {
                 missing.filter(lost).for_each(|member| report.mark(member, Status::LOST));
@@ -344,7 +344,7 @@ impl Engine {
             }
             if let Some((member, notice)) = channel.ended[self.me].take() {
                 report.mark(member, Status::ABORTED);
-                report.say(&notice);
+                report.set_text(&notice);
                 return Status::ABORTED;
             }
             let missing: Vec<usize> = (0..gone.len()).filter(|&m| !channel.resetting[m]).collect();
@@ -439,7 +439,7 @@ unsafe impl Transport for Engine {
                 return Status::GOOD;
             };
             report.mark(*member, Status::ABORTED);
-            report.say(notice);
+            report.set_text(notice);
             Status::ABORTED
         })
     }

@@ -59,6 +59,18 @@ fn plain(method: &'static str, rows: usize) -> Asked {
     Asked { method, rows, entries: rows, adjusted: false, ask: None }
 }
 
+/// What a shard is prepared for, to give `out`.
+pub(crate) fn ask_of(out: &Out<'_>) -> Ask {
+    match out {
+        Out::Logits(logits) => Ask::Logits { dtype: logits.dtype },
+        Out::Partials(spec, _) | Out::Counted { spec, .. } => Ask::Partials(*spec),
+        Out::TargetLogits { per_row, .. } => {
+            Ask::Partials(PartialSpec { k: 1, sum: false, targets: *per_row })
+        }
+        Out::Drawn(..) => Ask::Drawn,
+    }
+}
+
 impl Backend for HookedBackend {
     fn name(&self) -> &'static str {
         self.inner.name()
@@ -122,15 +134,7 @@ impl LoadedShard for HookedShard {
         self.inner.counts_targets()
     }
     fn run(&mut self, job: &Job<'_>, out: Out<'_>, on: &mut On<'_>) -> Result<()> {
-        let ask = match &out {
-            Out::Logits(logits) => Ask::Logits { dtype: logits.dtype },
-            Out::Partials(spec, _) | Out::Counted { spec, .. } => Ask::Partials(*spec),
-            Out::TargetLogits { per_row, .. } => {
-                Ask::Partials(PartialSpec { k: 1, sum: false, targets: *per_row })
-            }
-            Out::Drawn(..) => Ask::Drawn,
-        };
-        self.tell_product("run", job, ask)?;
+        self.tell_product("run", job, ask_of(&out))?;
         self.inner.run(job, out, on)
     }
     fn hold<'h>(&'h mut self, job: &Job<'_>, raw: bool, on: &mut On<'h>) -> Result<&'h mut dyn HeldLogits> {

@@ -4,6 +4,7 @@
 pub mod adjusting;
 #[allow(unsafe_code, reason = "an allocator")]
 pub mod allocations;
+pub mod caller_memory;
 pub mod chi_square;
 pub mod end_to_end;
 #[allow(unsafe_code, reason = "an engine's functions, which get addresses")]
@@ -11,7 +12,6 @@ pub mod engine;
 pub mod golden;
 #[allow(unsafe_code, reason = "held logits of the inner backend")]
 pub mod hooked;
-pub mod lent;
 pub mod microkernels;
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "signals")]

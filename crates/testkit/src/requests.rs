@@ -8,7 +8,7 @@ mod resident;
 pub use resident::{OnDevice, Resident, ResidentRank, bad_inputs, refused_inputs, steady_steps};
 
 use crate::adjusting::OwnAdjustments;
-use crate::lent::{Scattered, run_into};
+use crate::caller_memory::{Scattered, run_into};
 use crate::{Random, TestHead, chunk_row, local_group, row_bits};
 use lmhead::backend::Backend;
 use lmhead::config::{HeadConfig, LOGPROBS_CHUNK_BYTES, Quantization, Verify};
@@ -44,7 +44,7 @@ pub struct Case {
     /// Per dp rank.
     rows: Vec<usize>,
     adjustments: Vec<Option<OwnAdjustments>>,
-    lent: Option<CallerMemory>,
+    caller_memory: Option<CallerMemory>,
     seed: u64,
 }
 
@@ -172,8 +172,9 @@ pub fn cases(kinds: &[(DType, Quantization)]) -> impl Strategy<Value = Case> + u
                 config.logprobs_chunk_bytes = n * row + random.below(row as usize) as u64;
             }
             let index_bytes = [None, Some(4), Some(8)][random.below(3)];
-            let lent = (random.below(3) > 0).then(|| CallerMemory { gap: random.below(4), index_bytes });
-            Case { head, config, layout, size, mode, request, rows, adjustments, lent, seed }
+            let caller_memory =
+                (random.below(3) > 0).then(|| CallerMemory { gap: random.below(4), index_bytes });
+            Case { head, config, layout, size, mode, request, rows, adjustments, caller_memory, seed }
         },
     )
 }
@@ -288,7 +289,7 @@ impl Case {
         let counts = &self.rows[first..first + group.replicas()];
         let bytes = self.hidden(dp);
         let scattered = Scattered::new(&bytes, self.head.dtype, self.head.hidden, self.seed ^ dp as u64);
-        let hidden = match self.lent.and_then(|lent| lent.index_bytes) {
+        let hidden = match self.caller_memory.and_then(|memory| memory.index_bytes) {
             Some(index_bytes) => scattered.rows(index_bytes),
             None => HiddenRows::new(&bytes, self.head.dtype, self.rows[dp], self.head.hidden),
         };
@@ -312,7 +313,7 @@ impl Case {
                 adjusted: self.says_adjusted(own.is_some()),
                 hidden,
                 inputs,
-                gap: self.lent.map(|lent| lent.gap),
+                gap: self.caller_memory.map(|memory| memory.gap),
             })
         };
         match own {

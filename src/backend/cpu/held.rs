@@ -1,14 +1,14 @@
 //! Logits that stay where they were computed, and the passes over them.
 
 use super::loaded::Shared;
-use super::partials::Seen;
+use super::partials::RowPartial;
 use super::ranks::beating;
 use super::sampling::{self, CandidateScratch};
 use super::{Cpu, check};
-use crate::backend::Wanted;
-use crate::backend::{HeldLogits, Pass, Which};
+use crate::backend::{HeldLogits, Pass, Wanted, Which, check_len};
 use crate::error::{Error, Result};
 use crate::layout::BLOCK;
+use crate::lock::lock;
 use crate::memory::HostMemory;
 use crate::merge::Candidate;
 use crate::merge::{NO_TARGET, PartialMut, PartialSpec};
@@ -16,7 +16,7 @@ use crate::weights::ShardInfo;
 use lmhead_cpu::{Arith, Work};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// The fewest ids of a part of a row: `PART_IDS` for each candidate that is wanted, and `MIN_PART` at least.
 const PART_IDS: usize = 16;
@@ -25,7 +25,7 @@ const MIN_PART: usize = 4096;
 /// Memory of one thread in a pass.
 #[derive(Default)]
 struct Thread {
-    seen: Seen,
+    seen: RowPartial,
     room: CandidateScratch,
 }
 
@@ -48,7 +48,7 @@ pub(crate) struct Held {
     /// adjustments.
     pub nonfinite: Vec<bool>,
     /// One for each thread of the pool. A thread takes its own, or, where rows are cut in parts, that of a
-    /// part.
+    /// part. After a panic nothing in it matters: who takes it next clears it.
     threads: Vec<Mutex<Thread>>,
     /// The most candidates for which the threads have room.
     k: usize,
@@ -138,12 +138,12 @@ impl Held {
         let (logits, nonfinite) = self.view(of);
         let own = |row: usize| &logits[row * vocab.len()..][..vocab.len()];
         // Adds the logits of `ids` of a row; `ids` count from the shard's first.
-        let push = |seen: &mut Seen, row: usize, ids: Range<usize>| {
+        let push = |seen: &mut RowPartial, row: usize, ids: Range<usize>| {
             seen.reset(k);
             let (first_id, finite) = (vocab.start + ids.start, !nonfinite[row]);
             isa.run(Push { logits: &own(row)[ids], first_id, finite, sum: spec.sum, seen });
         };
-        let write = |seen: &mut Seen, row: usize, out: &mut [u8]| {
+        let write = |seen: &mut RowPartial, row: usize, out: &mut [u8]| {
             let mut partial = PartialMut::new(out, &spec, vocab.len());
             seen.write(&mut partial);
             if !nonfinite[row] {
@@ -238,18 +238,6 @@ where
     }
 }
 
-/// A panic in a task leaves nothing in a thread's memory that matters: who takes it next clears it.
-fn lock(thread: &Mutex<Thread>) -> MutexGuard<'_, Thread> {
-    thread.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn check_len(what: &str, got: usize, wanted: usize) -> Result<()> {
-    if got == wanted {
-        return Ok(());
-    }
-    Err(Error::shape(what, wanted, got, "pass one for each"))
-}
-
 impl HeldLogits for Held {
     fn rows(&self) -> usize {
         self.rows
@@ -301,7 +289,7 @@ struct Push<'a> {
     first_id: usize,
     finite: bool,
     sum: bool,
-    seen: &'a mut Seen,
+    seen: &'a mut RowPartial,
 }
 
 impl Work for Push<'_> {

@@ -2,7 +2,7 @@
 
 use super::columns::{Blocks, Columns};
 use super::held::Held;
-use super::partials::{self, Seen};
+use super::partials::{self, RowPartial};
 use super::product::{Product, Take, blocks, pack, product_rows, weight_sums};
 use super::{Cpu, check, format};
 use crate::backend::HeadTypes;
@@ -48,7 +48,7 @@ pub(super) struct CpuShard {
     /// adjustments too.
     status: Vec<AtomicU32>,
     /// `[parts, rows of a product]`
-    seen: Vec<Seen>,
+    seen: Vec<RowPartial>,
     /// The most candidates for which `seen` has room.
     k: usize,
     held: Held,
@@ -142,7 +142,8 @@ impl CpuShard {
         let out: &mut [u8] = out.into_host_elements("partials")?;
         let stride = spec.stride(vocab.len());
         if vocab.is_empty() {
-            let nothing = |row| Seen::default().write(&mut crate::merge::PartialMut::new(row, &spec, 0));
+            let nothing =
+                |row| RowPartial::default().write(&mut crate::merge::PartialMut::new(row, &spec, 0));
             out.chunks_exact_mut(stride).for_each(nothing);
             return Ok(());
         }
@@ -269,7 +270,7 @@ impl LoadedShard for CpuShard {
                 let k = spec.places(info.vocab.len());
                 if places > self.seen.len() || k > self.k {
                     self.k = self.k.max(k);
-                    self.seen.resize_with(places.max(self.seen.len()), Seen::default);
+                    self.seen.resize_with(places.max(self.seen.len()), RowPartial::default);
                     self.seen.iter_mut().for_each(|seen| seen.reset(self.k));
                 }
             }

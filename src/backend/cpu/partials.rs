@@ -12,15 +12,15 @@ use std::ops::Range;
 /// Parts of the vocabulary for each thread: threads that are slower take fewer of them.
 const PARTS: usize = 4;
 
-/// What is known of a row over some part of the vocabulary.
+/// Best candidates and sum of exponentials of a row over a range of ids.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct RowPartial {
     nonfinite: bool,
     sum: ExpSum,
     best: Best,
 }
 
-impl Seen {
+impl RowPartial {
     /// Nothing seen yet. Allocates where `k` is larger than ever before.
     pub fn reset(&mut self, k: usize) {
         self.nonfinite = false;
@@ -44,7 +44,7 @@ impl Seen {
     }
 
     /// Joins what is known of another part.
-    pub fn merge(&mut self, other: &Seen) {
+    pub fn merge(&mut self, other: &RowPartial) {
         self.nonfinite |= other.nonfinite;
         self.sum.merge(&other.sum);
         self.best.merge(&other.best);
@@ -72,15 +72,15 @@ pub(super) fn parts(threads: usize, vocab: &Range<usize>) -> usize {
 
 /// The partials of a product's rows, `[rows, spec.stride(shard)]`, on a thread of the pool. `seen`
 /// `[parts, rows]` is overwritten; the shard is not empty.
-pub(super) fn run(product: &Product<'_>, spec: PartialSpec, seen: &mut [Seen], out: &mut [u8]) {
+pub(super) fn run(product: &Product<'_>, spec: PartialSpec, seen: &mut [RowPartial], out: &mut [u8]) {
     let (rows, vocab) = (product.rows.len(), product.shard.vocab());
     let (blocks, parts) = (blocks(&vocab), seen.len() / rows);
     let (k, at_once) = (spec.places(vocab.len()), product.at_once(blocks.len()));
-    let end = |part: usize| blocks.start + blocks.len() * part / parts;
+    let start_of = |part: usize| blocks.start + blocks.len() * part / parts;
     seen.par_chunks_exact_mut(rows).with_max_len(1).enumerate().for_each(|(part, seen)| {
         seen.iter_mut().for_each(|row| row.reset(k));
-        for first in (end(part)..end(part + 1)).step_by(at_once) {
-            let ids = block_ids(first..end(part + 1).min(first + at_once), &vocab);
+        for first in (start_of(part)..start_of(part + 1)).step_by(at_once) {
+            let ids = block_ids(first..start_of(part + 1).min(first + at_once), &vocab);
             let first_id = ids.start;
             product.blocks(ids, Push { seen: &mut *seen, first_id, sum: spec.sum });
         }
@@ -98,7 +98,7 @@ pub(super) fn run(product: &Product<'_>, spec: PartialSpec, seen: &mut [Seen], o
 /// A struct and no closure: closures are compiled for the baseline instruction set, where an FMA is a call.
 struct Push<'a> {
     /// `[rows]`
-    seen: &'a mut [Seen],
+    seen: &'a mut [RowPartial],
     first_id: usize,
     sum: bool,
 }

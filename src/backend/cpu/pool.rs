@@ -1,8 +1,8 @@
 //! The thread pool of the CPU backend, and the only way into it.
 //!
-//! rayon's own `install` sends a job through a queue that allocates a block for every 63 jobs. A step
-//! allocates nothing, so jobs come in another way: one thread of the pool, the driver, waits for callers
-//! outside of rayon and runs their jobs. All other threads take their share from it, as rayon's workers do.
+//! rayon's own `install` sends a task through a queue that allocates a block for every 63 tasks. A step
+//! allocates nothing, so tasks come in another way: one thread of the pool, the driver, waits for callers
+//! outside of rayon and runs their tasks. All other threads take their share from it, as rayon's workers do.
 
 use crate::error::{Error, Result};
 use crate::process::Maker;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 
-/// Callers that can wait at once before the queue of their jobs must grow.
+/// Callers that can wait at once before the queue of their tasks must grow.
 const CALLERS: usize = 256;
 
 /// Threads that compute, shared by all ranks of a process.
@@ -20,7 +20,7 @@ const CALLERS: usize = 256;
 pub(super) struct Pool {
     /// `None` within `drop` only.
     threads: Option<rayon::ThreadPool>,
-    jobs: Arc<Jobs>,
+    tasks: Arc<PoolTasks>,
     maker: Maker,
 }
 
@@ -39,10 +39,10 @@ impl Pool {
                     "ask for fewer threads",
                 )
             })?;
-        let jobs = Arc::new(Jobs::new());
-        let driver = Arc::clone(&jobs);
+        let tasks = Arc::new(PoolTasks::new());
+        let driver = Arc::clone(&tasks);
         pool.spawn(move || driver.drive());
-        let pool = Pool { threads: Some(pool), jobs, maker: Maker::here() };
+        let pool = Pool { threads: Some(pool), tasks, maker: Maker::here() };
         // A thread allocates when it starts, which must not happen in somebody's step.
         pool.install(|| rayon::broadcast(|_| ()))?;
         Ok(pool)
@@ -67,7 +67,7 @@ impl Pool {
     }
 
     /// Runs `work` on the pool and waits for it; on a thread of the pool, runs it there. A panic of `work`
-    /// goes on in the caller. Allocates nothing. Jobs of several callers run side by side where they wait
+    /// goes on in the caller. Allocates nothing. Tasks of several callers run side by side where they wait
     /// together, so `work` must not wait for another caller's.
     ///
     /// The caller may be a worker of another rayon pool. It waits outside of rayon: inside, it would take up
@@ -83,11 +83,11 @@ impl Pool {
         }
         let mut work = Some(work);
         let mut result = None;
-        self.jobs.run(&mut || {
-            let work = work.take().expect("a job runs once");
+        self.tasks.run(&mut || {
+            let work = work.take().expect("a task runs once");
             result = Some(catch_unwind(AssertUnwindSafe(work)));
         });
-        let result: thread::Result<R> = result.expect("a job that is done");
+        let result: thread::Result<R> = result.expect("a task that is done");
         Ok(result.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 }
@@ -95,7 +95,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         if self.maker.is_here() {
-            self.jobs.close();
+            self.tasks.close();
         } else {
             // In a forked child there are no threads to end, and one of them may hold a lock of the pool.
             std::mem::forget(self.threads.take());
@@ -103,22 +103,22 @@ impl Drop for Pool {
     }
 }
 
-/// The jobs of callers that wait.
+/// The tasks of callers that wait.
 #[derive(Debug)]
-struct Jobs {
+struct PoolTasks {
     queue: Mutex<Queue>,
-    /// A job has come, or the queue is closed.
+    /// A task has come, or the queue is closed.
     changed: Condvar,
 }
 
 #[derive(Debug)]
 struct Queue {
-    waiting: VecDeque<Job>,
+    waiting: VecDeque<PoolTask>,
     is_closed: bool,
 }
 
-/// A caller's job: it lives on the stack of that caller, who waits until it is done.
-struct Job {
+/// A caller's task: it lives on the stack of that caller, who waits until it is done.
+struct PoolTask {
     /// Does not unwind.
     work: *mut (dyn FnMut() + Send),
     is_done: *const AtomicBool,
@@ -126,21 +126,21 @@ struct Job {
 }
 
 // SAFETY: `work` may be called on another thread, `is_done` is shared, and the caller touches neither before
-// the job is done.
+// the task is done.
 #[allow(unsafe_code, reason = "pointers to what another thread's stack holds")]
-unsafe impl Send for Job {}
+unsafe impl Send for PoolTask {}
 
-impl std::fmt::Debug for Job {
+impl std::fmt::Debug for PoolTask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Job of {:?}", self.caller.id())
+        write!(f, "PoolTask of {:?}", self.caller.id())
     }
 }
 
-impl Job {
+impl PoolTask {
     #[allow(unsafe_code, reason = "what a caller lends for as long as it waits")]
     fn run(self) {
-        // SAFETY: the caller of `Jobs::run` keeps both alive, and does not touch the closure, until
-        // `is_done` is set. A job is taken from the queue once, so that nobody else calls the closure.
+        // SAFETY: the caller of `PoolTasks::run` keeps both alive, and does not touch the closure, until
+        // `is_done` is set. A task is taken from the queue once, so that nobody else calls the closure.
         unsafe {
             (*self.work)();
             (*self.is_done).store(true, Ordering::Release);
@@ -150,13 +150,13 @@ impl Job {
     }
 }
 
-impl Jobs {
+impl PoolTasks {
     fn new() -> Self {
         let queue = Queue { waiting: VecDeque::with_capacity(CALLERS), is_closed: false };
-        Jobs { queue: Mutex::new(queue), changed: Condvar::new() }
+        PoolTasks { queue: Mutex::new(queue), changed: Condvar::new() }
     }
 
-    /// No job runs under the lock, so the queue is whole even after a panic.
+    /// No task runs under the lock, so the queue is whole even after a panic.
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -169,12 +169,12 @@ impl Jobs {
     fn run<'a>(&self, work: &'a mut (dyn FnMut() + Send + 'a)) {
         let is_done = AtomicBool::new(false);
         // SAFETY: only the lifetime changes. This function returns after `is_done` is set, which is the
-        // last that `Job::run` does with either pointer, and nothing before that unwinds.
+        // last that `PoolTask::run` does with either pointer, and nothing before that unwinds.
         let work = unsafe {
             std::mem::transmute::<*mut (dyn FnMut() + Send + 'a), *mut (dyn FnMut() + Send + 'static)>(work)
         };
-        let job = Job { work, is_done: &raw const is_done, caller: thread::current() };
-        self.queue().waiting.push_back(job);
+        let task = PoolTask { work, is_done: &raw const is_done, caller: thread::current() };
+        self.queue().waiting.push_back(task);
         self.changed.notify_one();
         while !is_done.load(Ordering::Acquire) {
             thread::park();
@@ -197,15 +197,15 @@ impl Jobs {
         }
     }
 
-    /// Runs the first `count` jobs of the queue side by side.
+    /// Runs the first `count` tasks of the queue side by side.
     fn run_together(&self, count: usize) {
         if count > 1 {
             let half = count / 2;
             rayon::join(|| self.run_together(half), || self.run_together(count - half));
             return;
         }
-        let job = self.queue().waiting.pop_front();
-        job.expect("as many jobs as the driver has counted").run();
+        let task = self.queue().waiting.pop_front();
+        task.expect("as many tasks as the driver has counted").run();
     }
 
     fn close(&self) {
@@ -257,11 +257,11 @@ mod tests {
                 let pool = &pool;
                 scope.spawn(move || {
                     for call in 0..50 {
-                        let work = || if (caller + call) % 3 == 0 { panic!("job {caller}") } else { call };
+                        let work = || if (caller + call) % 3 == 0 { panic!("task {caller}") } else { call };
                         match catch_unwind(AssertUnwindSafe(|| pool.install(work))) {
                             Ok(result) => assert_eq!(result, Ok(call)),
                             Err(panic) => {
-                                assert_eq!(panic.downcast_ref(), Some(&format!("job {caller}")));
+                                assert_eq!(panic.downcast_ref(), Some(&format!("task {caller}")));
                             }
                         }
                     }
@@ -299,10 +299,10 @@ mod tests {
     #[test]
     fn the_driver_ends_with_its_pool() {
         let pool = Pool::new(2).unwrap();
-        let jobs: Weak<Jobs> = Arc::downgrade(&pool.jobs);
+        let tasks: Weak<PoolTasks> = Arc::downgrade(&pool.tasks);
         drop(pool);
         let began = Instant::now();
-        while jobs.strong_count() > 0 {
+        while tasks.strong_count() > 0 {
             assert!(began.elapsed() < Duration::from_secs(20), "the driver is still there");
             thread::yield_now();
         }

@@ -26,7 +26,7 @@ pub(super) struct Product<'a> {
     pub packed: &'a PackedRows,
 }
 
-/// Cuts rows `range` into pieces of as many as one product takes.
+/// Cuts rows `range` into ranges of as many as one product takes.
 pub(super) fn product_rows(range: Range<usize>, hidden: usize) -> impl Iterator<Item = Range<usize>> {
     let step = lmhead_cpu::pass_rows(hidden);
     range.clone().step_by(step).map(move |first| first..range.end.min(first + step))

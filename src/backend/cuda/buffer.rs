@@ -129,7 +129,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         // Freeing waits in the driver, without a deadline, for a kernel that does not end. This waits first,
         // with one, and names such a kernel on our streams. A lost device has lost its memory too.
-        let _ = self.device.settle();
+        let _ = self.device.wait_own_streams();
         let what = format!("{} bytes on {} freed", self.bytes, self.device.info().name);
         let address = self.address;
         // SAFETY: allocated by `new`, freed once.

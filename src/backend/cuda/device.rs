@@ -11,13 +11,14 @@ use super::launch::Launched;
 use super::stream::CudaStream;
 use crate::backend::device::{DeviceBackend, KernelDevice};
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::plan::Precision;
 use cudarc::driver::{DriverError, result, sys};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a wait for the device may take, unless [`CudaDevice::set_patience`] says otherwise: the longest
@@ -68,8 +69,8 @@ struct Opened {
     /// Why the device can do nothing more for this process.
     lost: OnceLock<String>,
     modules: Mutex<HashMap<&'static str, Module>>,
-    /// Locked host memory that was made here: first address and bytes.
-    locked: Mutex<Vec<(u64, usize)>>,
+    /// Pinned host memory that was made here: first address and bytes.
+    pinned: Mutex<Vec<(u64, usize)>>,
     /// The latest launches: the driver reports a failure at its next call, and not which launch it was.
     launches: Mutex<VecDeque<(CudaStream, Launched)>>,
     /// Streams that a [`Graph`](super::Graph) is recording, with the launches so far: these run when the
@@ -196,7 +197,7 @@ impl CudaDevice {
             patience: AtomicU64::new(nanoseconds(PATIENCE)),
             lost: OnceLock::new(),
             modules: Mutex::default(),
-            locked: Mutex::default(),
+            pinned: Mutex::default(),
             launches: Mutex::new(VecDeque::with_capacity(REMEMBERED)),
             recordings: Mutex::default(),
             context,
@@ -354,14 +355,14 @@ impl CudaDevice {
         answer.recv_timeout(patience).unwrap_or_else(|_| Err(self.expired(what, patience)))
     }
 
-    /// Remembers locked host memory.
-    pub(super) fn locks(&self, start: u64, bytes: usize) {
-        lock(&self.0.locked).push((start, bytes));
+    /// Remembers pinned host memory.
+    pub(super) fn pins(&self, start: u64, bytes: usize) {
+        lock(&self.0.pinned).push((start, bytes));
     }
 
-    /// Forgets locked host memory that is about to be freed.
-    pub(super) fn unlocks(&self, start: u64) {
-        lock(&self.0.locked).retain(|(known, _)| *known != start);
+    /// Forgets pinned host memory that is about to be freed.
+    pub(super) fn unpins(&self, start: u64) {
+        lock(&self.0.pinned).retain(|(known, _)| *known != start);
     }
 
     /// Adds a stream to our own ones.
@@ -409,9 +410,4 @@ impl CudaDevice {
 
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Where a lock is poisoned what it guards is still good: each write to it is whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

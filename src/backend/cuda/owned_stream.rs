@@ -29,7 +29,7 @@ impl OwnedStream {
 impl Drop for OwnedStream {
     fn drop(&mut self) {
         // Queued work ends first; where that takes too long, the device is lost.
-        let _ = self.device.settle_one(self.raw);
+        let _ = self.device.wait_own_stream(self.raw);
         self.device.disowns(self.raw);
         // SAFETY: made by `open`, destroyed once.
         let _ = self.device.call(String::new, || unsafe { result::stream::destroy(self.raw.0) });

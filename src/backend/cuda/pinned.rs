@@ -1,6 +1,6 @@
-//! Locked (pinned) host memory, which the device reads and writes itself: a copy from or to it is queued like
-//! a launch. A copy from or to other host memory goes through locked memory of the driver's, and the caller
-//! waits for it.
+//! Pinned (page-locked) host memory, which the device reads and writes itself: a copy from or to it is queued
+//! like a launch. A copy from or to other host memory goes through pinned memory of the driver's, and the
+//! caller waits for it.
 
 use super::device::CudaDevice;
 use crate::error::Result;
@@ -23,14 +23,14 @@ unsafe impl Sync for Pinned {}
 impl Pinned {
     /// `bytes` zeros.
     pub(super) fn new(device: CudaDevice, bytes: usize) -> Result<Self> {
-        let what = || format!("{bytes} bytes of locked host memory for {}", device.info().name);
+        let what = || format!("{bytes} bytes of pinned host memory for {}", device.info().name);
         // The driver allocates no less than a byte. No flags: memory that the processor caches, since it
         // reads logits there. SAFETY: it is written below before anybody reads it.
         let start = device.call(what, || unsafe { result::malloc_host(bytes.max(1), 0) })?;
         let start = NonNull::new(start.cast::<u8>()).expect("the driver said that it succeeded");
         // SAFETY: the whole of the allocation.
         unsafe { start.write_bytes(0, bytes) };
-        device.locks(start.as_ptr().expose_provenance() as u64, bytes);
+        device.pins(start.as_ptr().expose_provenance() as u64, bytes);
         Ok(Pinned { device, start, bytes })
     }
 }
@@ -52,11 +52,11 @@ impl AsMut<[u8]> for Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         // As with device memory: the driver would wait without a deadline.
-        let _ = self.device.settle();
+        let _ = self.device.wait_own_streams();
         let what =
-            format!("{} bytes of locked host memory for {} freed", self.bytes, self.device.info().name);
+            format!("{} bytes of pinned host memory for {} freed", self.bytes, self.device.info().name);
         let start = self.start.as_ptr() as usize;
-        self.device.unlocks(start as u64);
+        self.device.unpins(start as u64);
         // SAFETY: allocated by `new`, freed once; nothing that was queued on it is left (the queueing
         // function's promise).
         let _ = self.device.call_in_time(what, move || unsafe { result::free_host(start as *mut _) });

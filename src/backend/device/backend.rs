@@ -1,7 +1,7 @@
 //! The kernels on one device as a backend.
 
 use super::KernelDevice;
-use super::room::{DeviceMemory, LockedMemory};
+use super::room::{DeviceMemory, PinnedMemory};
 use super::shard::{Common, DeviceShard};
 use super::weights::{Weights, check_memory, precision};
 use crate::backend::{Backend, LoadedShard};
@@ -16,7 +16,7 @@ use crate::weights::HeadShard;
 use std::fmt;
 use std::sync::Arc;
 
-/// Bytes of host memory that a shard locks for sending, and as many for receiving.
+/// Bytes of host memory that a shard pins for sending, and as many for receiving.
 const STAGED: usize = 64 << 20;
 
 /// The most bytes of logits that are held at once for partials.
@@ -45,7 +45,7 @@ impl<D: KernelDevice> DeviceBackend<D> {
         DeviceBackend { common: Arc::new(common) }
     }
 
-    /// Sets about how many bytes of host memory a shard locks for sending, and as many for receiving (64 MiB
+    /// Sets about how many bytes of host memory a shard pins for sending, and as many for receiving (64 MiB
     /// otherwise). More than that goes through it in parts, with a wait for each.
     #[must_use]
     pub fn staged(self, bytes: usize) -> Self {
@@ -141,7 +141,7 @@ impl<D: KernelDevice> Backend for DeviceBackend<D> {
         };
         let device = self.device();
         match memory {
-            Memory::Host => Ok(Box::new(LockedMemory::new(device, bytes).map_err(named)?)),
+            Memory::Host => Ok(Box::new(PinnedMemory::new(device, bytes).map_err(named)?)),
             own if own == self.common.memory() => {
                 Ok(Box::new(DeviceMemory::new(device, bytes).map_err(named)?))
             }

@@ -62,7 +62,7 @@ impl<D: KernelDevice> Counted<D> {
     fn tell(&self, device: &D, stream: D::Stream) -> Result<()> {
         // Where the lock is poisoned the copy is still good.
         let mut copy = self.copy.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: locked memory that lives as long as the state; the host reads it by volatile words only.
+        // SAFETY: pinned memory that lives as long as the state; the host reads it by volatile words only.
         unsafe { device.queue_read(stream, &self.state, 0, copy.as_mut()) }
     }
 

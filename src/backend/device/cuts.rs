@@ -130,7 +130,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                 let kernel = &self.weights.kernels.candidates;
                 // SAFETY: as of the other kernels.
                 let done = unsafe { self.common.device.launch(stream, kernel, &grid, &params) };
-                self.settled(stream, done)?;
+                self.synchronize_on_error(stream, done)?;
                 self.end(&on, stream, false)
             }
         }

@@ -175,12 +175,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             params.tiles = self.product().plan(n)?.parts() as u32;
         }
         let device = self.common.device.clone();
-        let to = match out.memory() {
-            Memory::Host => {
-                device.address(self.rooms.outputs.at_least(out.len(), |bytes| device.alloc(bytes))?)
-            }
-            _ => out.address(),
-        };
+        let to = self.output(&out)?;
         params.out = to as usize as *mut _;
         let shared_bytes = THREADS as usize / 32 * 24;
         let grid = Grid { blocks: count_of(n)?, threads: THREADS, shared_bytes };
@@ -199,13 +194,13 @@ impl<D: KernelDevice> DeviceShard<D> {
         params: &[SamplingParams],
         vocab_size: usize,
     ) -> Result<u64> {
-        let mut asked = std::mem::take(&mut self.held.asked);
+        let mut asked = std::mem::take(&mut self.held.pass_params);
         asked.clear();
         for params in params {
             asked.extend_from_slice(bytemuck::bytes_of(&params.to_row(vocab_size)));
         }
         let rows = self.ask(stream, &asked);
-        self.held.asked = asked;
+        self.held.pass_params = asked;
         rows
     }
 
@@ -223,7 +218,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             _ => {
                 let stream = self.begin(on, true)?;
                 let done = self.draw_by_host(stream, what);
-                self.settled(stream, done)?;
+                self.synchronize_on_error(stream, done)?;
                 self.end(on, stream, false)
             }
         }

@@ -90,7 +90,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                 let done = self.ask(stream, targets).and_then(|targets| {
                     self.finish_logprobs(stream, (parts, from.answered), targets, (top_n, drawn), &what)
                 });
-                self.settled(stream, done)?;
+                self.synchronize_on_error(stream, done)?;
                 self.end(on, stream, false)
             }
             what => self.only_on(on, |shard, stream| match &what {

@@ -12,18 +12,18 @@ use crate::memory;
 #[derive(Default)]
 pub(super) struct Held {
     /// The logits of the last product are held: nothing has taken their memory since.
-    pub is_there: bool,
+    pub valid: bool,
     pub rows: usize,
     /// The stream that they were made on.
     pub stream: memory::Stream,
-    /// Logits with adjustments come first, and behind them those that the matmul left.
-    pub both: bool,
+    /// The matrix is `[adjusted; raw]`, each `[rows, shard]`.
+    pub has_raw: bool,
     /// There are adjustments, and only logits with them are kept.
     pub adjusted_only: bool,
     /// The logits on the device; `None` where there are no ids.
     pub matrix: Option<HeldMatrix>,
-    /// What a pass asks, before it is copied to locked memory.
-    pub asked: Vec<u8>,
+    /// A pass's parameters, staged before the copy to pinned memory.
+    pub pass_params: Vec<u8>,
 }
 
 // SAFETY: device addresses, which no thread of the host follows.
@@ -33,7 +33,7 @@ impl Held {
     /// The held logits that `of` means.
     pub fn matrix(&self, of: Which) -> Option<HeldMatrix> {
         let held = self.matrix?;
-        if !self.both {
+        if !self.has_raw {
             return Some(held);
         }
         Some(match of {
@@ -46,16 +46,16 @@ impl Held {
     }
 
     /// Sets the state of a shard without ids, or of no rows.
-    pub fn nothing(&mut self, rows: usize) {
-        (self.rows, self.both, self.adjusted_only, self.matrix) = (rows, false, false, None);
+    pub fn set_empty(&mut self, rows: usize) {
+        (self.rows, self.has_raw, self.adjusted_only, self.matrix) = (rows, false, false, None);
     }
 }
 
 impl<D: KernelDevice> DeviceShard<D> {
     /// Forgets held logits, and rows that were copied to the device: their memory may be freed.
     pub(super) fn forget(&mut self) {
-        self.held.is_there = false;
-        self.held.nothing(0);
+        self.held.valid = false;
+        self.held.set_empty(0);
         self.brought = None;
     }
 }

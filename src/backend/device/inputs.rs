@@ -192,7 +192,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             // SAFETY: the shard's own memory, and checked spans of the caller's.
             unsafe { self.common.device.launch(stream, &self.weights.kernels.inputs.encode, &grid, &params) }
         });
-        self.settled(stream, done)?;
+        self.synchronize_on_error(stream, done)?;
         self.end(on, stream, false)
     }
 
@@ -230,7 +230,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         let bytes = from.host_elements::<u8>("parts")?;
         let stream = self.begin(on, true)?;
         let done = self.ask(stream, bytes).and_then(|asked| copy(self, stream, asked));
-        self.settled(stream, done)?;
+        self.synchronize_on_error(stream, done)?;
         self.end(on, stream, false)
     }
 
@@ -287,7 +287,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             Ok(to)
         });
         let done = done.and_then(|to| self.answer(stream, to, bytes));
-        self.settled(stream, done)
+        self.synchronize_on_error(stream, done)
     }
 
     fn pack_adjustments(

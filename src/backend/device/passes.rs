@@ -9,7 +9,7 @@ use crate::backend::params::{
     HeldCandidatesParams, HeldHistogram, HeldHistogramsParams, HeldMatrix, HeldMaximaParams,
     HeldTargetsParams, HeldTies, HeldTiesParams, HeldWanted, KeptLogits,
 };
-use crate::backend::{On, Pass, Wanted, Which};
+use crate::backend::{On, Pass, Wanted, Which, check_len};
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Span, SpanMut};
 use crate::merge::{Candidate, PartialSpec};
@@ -74,7 +74,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             }
             Pass::Candidates { rows, out } => {
                 let places = self.check_candidate_places(rows, &out)?;
-                let mut nothing = std::mem::take(&mut self.held.asked);
+                let mut nothing = std::mem::take(&mut self.held.pass_params);
                 nothing.clear();
                 (0..places).for_each(|_| nothing.extend_from_slice(bytemuck::bytes_of(&Candidate::NOTHING)));
                 let done = self.over_nothing(true, out, |shard, stream, out| {
@@ -88,7 +88,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                     // SAFETY: the shard's own memory, and the caller's, which was checked.
                     unsafe { shard.common.device.copy_rows(stream, &copy) }
                 });
-                self.held.asked = nothing;
+                self.held.pass_params = nothing;
                 done
             }
         }
@@ -108,7 +108,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         let on = self.held_on();
         let stream = self.begin(&on, asks || out.memory() == Memory::Host)?;
         let done = queue(self, stream, out);
-        self.settled(stream, done)?;
+        self.synchronize_on_error(stream, done)?;
         self.end(&on, stream, false)
     }
 
@@ -135,7 +135,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         let asks = targets.memory() == Memory::Host && !targets.is_empty();
         let stream = self.begin(&on, to_host || asks)?;
         let done = self.queue_summary(stream, held, spec, targets, out);
-        self.settled(stream, done)?;
+        self.synchronize_on_error(stream, done)?;
         if to_host { Ok(()) } else { self.end(&on, stream, false) }
     }
 
@@ -191,7 +191,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
         let stream = self.begin(&self.held_on(), true)?;
         let done = self.queue_query(stream, kernel, asked, (blocks, shared_bytes), out, params);
-        self.settled(stream, done)
+        self.synchronize_on_error(stream, done)
     }
 
     fn queue_query<P: Params>(
@@ -253,7 +253,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     fn maxima(&mut self, held: HeldMatrix, rows: &[usize], out: &mut [f32]) -> Result<()> {
         self.check_rows(rows.iter().copied())?;
         check_len("largest logits", out.len(), rows.len())?;
-        let mut asked = std::mem::take(&mut self.held.asked);
+        let mut asked = std::mem::take(&mut self.held.pass_params);
         asked.clear();
         asked.extend(rows.iter().flat_map(|row| (*row as u32).to_le_bytes()));
         let done = self.query(
@@ -266,7 +266,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                 HeldMaximaParams { held, rows, out }
             },
         );
-        self.held.asked = asked;
+        self.held.pass_params = asked;
         done
     }
 
@@ -287,7 +287,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             key: query.key,
             shift: query.digit.shift(),
         };
-        let mut asked = std::mem::take(&mut self.held.asked);
+        let mut asked = std::mem::take(&mut self.held.pass_params);
         asked.clear();
         queries.iter().for_each(|query| asked.extend_from_slice(bytemuck::bytes_of(&one(query))));
         let done = self.query(
@@ -303,7 +303,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                 unit,
             },
         );
-        self.held.asked = asked;
+        self.held.pass_params = asked;
         done
     }
 
@@ -315,7 +315,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     ) -> Result<()> {
         self.check_rows(queries.iter().map(|query| query.row))?;
         check_len("ends of ties", out.len(), queries.len())?;
-        let mut asked = std::mem::take(&mut self.held.asked);
+        let mut asked = std::mem::take(&mut self.held.pass_params);
         asked.clear();
         for query in queries {
             let kept = kept_of(query.row, &query.kept);
@@ -336,7 +336,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                 out: out as usize as *mut u32,
             },
         );
-        self.held.asked = asked;
+        self.held.pass_params = asked;
         done
     }
 
@@ -352,7 +352,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         if self.check_candidate_places(rows, &out)? == 0 {
             return Ok(());
         }
-        let mut asked = std::mem::take(&mut self.held.asked);
+        let mut asked = std::mem::take(&mut self.held.pass_params);
         asked.clear();
         // First the rows that a warp collects or draws from, then those whose best are selected. Rows that
         // want no candidate are left out.
@@ -377,8 +377,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         let on = self.held_on();
         let stream = self.begin(&on, true)?;
         let done = self.queue_candidates(stream, held, &asked, (counts[0], selection), out);
-        self.held.asked = asked;
-        self.settled(stream, done)?;
+        self.held.pass_params = asked;
+        self.synchronize_on_error(stream, done)?;
         if to_host { Ok(()) } else { self.end(&on, stream, false) }
     }
 
@@ -393,12 +393,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     ) -> Result<()> {
         let device = self.common.device.clone();
         let queries = self.ask(stream, asked)?;
-        let to = match out.memory() {
-            Memory::Host => {
-                device.address(self.rooms.outputs.at_least(out.len(), |bytes| device.alloc(bytes))?)
-            }
-            _ => out.address(),
-        };
+        let to = self.output(&out)?;
         if collected > 0 {
             let params = HeldCandidatesParams {
                 held,
@@ -441,13 +436,6 @@ struct Selection {
     count: usize,
     k: usize,
     least: usize,
-}
-
-pub(super) fn check_len(what: &str, got: usize, wanted: usize) -> Result<()> {
-    if got == wanted {
-        return Ok(());
-    }
-    Err(Error::shape(what, wanted, got, "pass one for each"))
 }
 
 fn kept_of(row: usize, kept: &Kept) -> KeptLogits {

@@ -89,10 +89,10 @@ impl<D: KernelDevice> Allocation for DeviceMemory<D> {
     }
 }
 
-/// Locked host memory of a head.
-pub(super) struct LockedMemory<D: KernelDevice>(D::Staging);
+/// Pinned host memory of a head.
+pub(super) struct PinnedMemory<D: KernelDevice>(D::Staging);
 
-impl<D: KernelDevice> LockedMemory<D> {
+impl<D: KernelDevice> PinnedMemory<D> {
     /// `bytes` zeros.
     ///
     /// # Errors
@@ -100,11 +100,11 @@ impl<D: KernelDevice> LockedMemory<D> {
     pub fn new(device: &D, bytes: usize) -> Result<Self> {
         let mut staging = device.staging(bytes)?;
         staging.as_mut().fill(0);
-        Ok(LockedMemory(staging))
+        Ok(PinnedMemory(staging))
     }
 }
 
-impl<D: KernelDevice> Allocation for LockedMemory<D> {
+impl<D: KernelDevice> Allocation for PinnedMemory<D> {
     fn span(&self) -> Span<'_> {
         Span::host(self.0.as_ref())
     }

@@ -58,7 +58,7 @@ impl Wanted {
     }
 }
 
-/// Where the pieces of a selection's memory lie, in bytes from its beginning. How many keys each query has
+/// Where the parts of a selection's memory lie, in bytes from its beginning. How many keys each query has
 /// comes first, and then the bins: both must be zeros before.
 struct Places {
     bins: usize,

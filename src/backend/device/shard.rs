@@ -9,7 +9,7 @@
 //!            partials]: the caller's, or the shard's own
 //! ```
 //!
-//! * `places`: where a call's pieces lie in its workspace, and memory that is made ahead.
+//! * `places`: where the parts of a call's workspace lie, and memory that is made ahead.
 //! * `streams`: who waits for what.
 //! * `transfers`: rows and adjustments on their way to the device, answers on theirs to the host.
 //! * `logits`: whole logits.
@@ -50,7 +50,7 @@ use std::sync::Arc;
 /// What all shards of a backend have in common.
 pub(super) struct Common<D: KernelDevice> {
     pub device: D,
-    /// Bytes of locked host memory for what is sent, and as many for what is received.
+    /// Bytes of pinned host memory for what is sent, and as many for what is received.
     pub staged: usize,
     /// The most bytes of logits that are held at once for partials.
     pub held: usize,
@@ -75,13 +75,13 @@ pub(super) struct Rooms<D: KernelDevice> {
     /// What kernels are asked besides rows; partials of parts of held rows.
     asked: GrowBuffer<D::Buffer>,
     pub parts: GrowBuffer<D::Buffer>,
-    /// Locked memory of the host: rows on their way, adjustments, what is asked, what came, and what a draw
+    /// Pinned memory of the host: rows on their way, adjustments, what is asked, what came, and what a draw
     /// needs.
     sent: GrowBuffer<D::Staging>,
     sent_adjustments: GrowBuffer<D::Staging>,
     sent_asked: GrowBuffer<D::Staging>,
     pub received: GrowBuffer<D::Staging>,
-    /// Adjustments before they are copied to locked memory.
+    /// Adjustments before they are copied to pinned memory.
     packed: Vec<u32>,
 }
 
@@ -255,7 +255,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         let out = Outputs { logits, raw: raw_address, partials: NO_PARTIALS };
         self.launch(stream, (n, matrix), out, adjustments, job.epilogue, product)?;
         let held = &mut self.held;
-        (held.rows, held.both, held.adjusted_only) = (n, both, job.is_adjusted() && !raw);
+        (held.rows, held.has_raw, held.adjusted_only) = (n, both, job.is_adjusted() && !raw);
         held.matrix = Some(HeldMatrix {
             data: logits.data.cast_const().cast(),
             status: logits.status.cast_const(),
@@ -295,12 +295,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             let (part, rest) = left.split_at(rows.len() * spec.stride(self.ids()));
             self.begin_part(stream, job, first)?;
             let waits = part.memory() == Memory::Host || on.stream.is_none();
-            let to = if part.memory() == Memory::Host {
-                let device = &self.common.device;
-                device.address(self.rooms.outputs.at_least(part.len(), |bytes| device.alloc(bytes))?)
-            } else {
-                part.address()
-            };
+            let to = self.output(&part)?;
             let named = self.named(rows.len());
             let targets = targets + (first * spec.targets * size_of::<Candidate>()) as u64;
             if by_tiles(&spec) {
@@ -320,7 +315,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     pub(super) fn begin_part(&mut self, stream: D::Stream, job: &Job<'_>, first: usize) -> Result<()> {
         if first > 0 && (job.rows.memory() == Memory::Host || job.adjustments.is_some()) {
             // The part before may still be on its way from the same host memory.
-            self.settle(stream)?;
+            self.synchronize(stream)?;
             self.queued = true;
         }
         Ok(())
@@ -478,7 +473,7 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
                 self.product_targets(stream, job, (targets, per_row), out, on)
             }
         };
-        self.settled(stream, done)?;
+        self.synchronize_on_error(stream, done)?;
         let named = self.named(n);
         if !uses_own && !on.stream.is_none() {
             return Ok(());
@@ -493,8 +488,8 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         self.held.stream = on.stream;
         let stream = self.begin(on, job.rows.memory() == Memory::Host || job.adjustments.is_some())?;
         if n == 0 || self.ids() == 0 {
-            self.held.nothing(n);
-            self.held.is_there = true;
+            self.held.set_empty(n);
+            self.held.valid = true;
             return Ok(self);
         }
         let needed = self.places(n, if raw { 2 } else { 1 })?.total;
@@ -502,15 +497,15 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         // From now on it belongs to the held logits.
         on.workspace = None;
         let done = self.hold_rows(stream, job, 0..n, (raw, on.stream.is_none()), workspace);
-        self.settled(stream, done)?;
+        self.synchronize_on_error(stream, done)?;
         let named = self.named(n);
         self.end(on, stream, false).map_err(named)?;
-        self.held.is_there = true;
+        self.held.valid = true;
         Ok(self)
     }
 
     unsafe fn held(&mut self) -> Option<&mut dyn HeldLogits> {
-        if self.held.is_there { Some(self) } else { None }
+        if self.held.valid { Some(self) } else { None }
     }
 
     fn pack(

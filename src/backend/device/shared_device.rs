@@ -19,9 +19,10 @@ use crate::exchange::{
     Call, Caps, DeviceExchange, Exchange, Fault, Piece, Reset, StreamMarks, WithDevice, check_members,
     check_pieces,
 };
+use crate::lock::lock;
 use crate::memory::Stream;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 /// Makes the endpoints of a group of `size` members that share `device`; endpoint m is member m's.
 ///
@@ -80,8 +81,8 @@ struct State {
 /// What members tell each other; memory that is kept from call to call.
 #[derive(Default)]
 struct Words {
-    sent: Vec<Told>,
-    came: Vec<Told>,
+    sent: Vec<WirePiece>,
+    came: Vec<WirePiece>,
     everyone: Vec<usize>,
     send: Vec<&'static [u8]>,
     recv: Vec<&'static mut [u8]>,
@@ -90,14 +91,14 @@ struct Words {
 /// A piece as it is told to a peer.
 #[derive(Debug, Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct Told {
+struct WirePiece {
     address: u64,
     len: u64,
 }
 
-impl From<Piece> for Told {
+impl From<Piece> for WirePiece {
     fn from(piece: Piece) -> Self {
-        Told { address: piece.address, len: piece.len as u64 }
+        WirePiece { address: piece.address, len: piece.len as u64 }
     }
 }
 
@@ -105,11 +106,6 @@ impl From<Piece> for Told {
 fn emptied<T, U>(mut elements: Vec<T>) -> Vec<U> {
     elements.clear();
     elements.into_iter().map(|_| unreachable!("it is empty")).collect()
-}
-
-/// Where a lock is poisoned what it guards is still good: each write to it is whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a member sends: the same to all, or to each its piece.
@@ -128,16 +124,16 @@ impl Words {
         sent: &Sent<'_>,
     ) -> Result<(), Fault> {
         self.came.clear();
-        self.came.resize(members.len(), Told::default());
+        self.came.resize(members.len(), WirePiece::default());
         let mut recv: Vec<&mut [u8]> = emptied(std::mem::take(&mut self.recv));
         recv.extend(self.came.iter_mut().map(bytemuck::bytes_of_mut));
         let met = match sent {
             Sent::Same(piece) => {
-                local.all_gather_v(call, members, bytemuck::bytes_of(&Told::from(*piece)), &mut recv)
+                local.all_gather_v(call, members, bytemuck::bytes_of(&WirePiece::from(*piece)), &mut recv)
             }
             Sent::Pieces(pieces) => {
                 self.sent.clear();
-                self.sent.extend(pieces.iter().map(|piece| Told::from(*piece)));
+                self.sent.extend(pieces.iter().map(|piece| WirePiece::from(*piece)));
                 let mut send: Vec<&[u8]> = emptied(std::mem::take(&mut self.send));
                 send.extend(self.sent.iter().map(bytemuck::bytes_of));
                 let met = local.all_to_all_v(call, &send, &mut recv);
@@ -197,9 +193,9 @@ impl<D: KernelDevice> SharedDevice<D> {
             words.meet(&*self.local, call, members, sent)?;
             own(self.copies(members, &words.came, recv, stream))?;
             let mut wrong = Vec::new();
-            for ((&member, told), wanted) in members.iter().zip(&words.came).zip(recv) {
-                if told.len != wanted.len as u64 {
-                    wrong.push((member, wanted.len, usize::try_from(told.len).unwrap_or(usize::MAX)));
+            for ((&member, sent), wanted) in members.iter().zip(&words.came).zip(recv) {
+                if sent.len != wanted.len as u64 {
+                    wrong.push((member, wanted.len, usize::try_from(sent.len).unwrap_or(usize::MAX)));
                 }
             }
             // The members meet also where pieces have other lengths: that is reported at the end, as by the
@@ -218,18 +214,18 @@ impl<D: KernelDevice> SharedDevice<D> {
     fn copies(
         &self,
         members: &[usize],
-        came: &[Told],
+        came: &[WirePiece],
         recv: &[Piece],
         stream: D::Stream,
     ) -> crate::error::Result<()> {
         let (device, own, me) = (&self.transport.device, self.memory(), self.local.me());
-        for ((&member, told), to) in members.iter().zip(came).zip(recv) {
+        for ((&member, from), to) in members.iter().zip(came).zip(recv) {
             if member != me {
                 device.stream_waits(stream, &self.marks.ready[member])?;
             }
-            let bytes = to.len.min(usize::try_from(told.len).unwrap_or(usize::MAX));
-            if bytes > 0 && to.address != told.address {
-                let copy = CopyRows::whole((own, to.address), (own, told.address), bytes);
+            let bytes = to.len.min(usize::try_from(from.len).unwrap_or(usize::MAX));
+            if bytes > 0 && to.address != from.address {
+                let copy = CopyRows::whole((own, to.address), (own, from.address), bytes);
                 // SAFETY: the promise of the peer, which keeps its piece until this member's `done`, and the
                 // caller's.
                 unsafe { device.copy_rows(stream, &copy)? };

@@ -4,11 +4,10 @@
 use super::KernelDevice;
 use super::matmul::{MatmulCall, TargetCall, dtype_code};
 use super::partials::NO_PARTIALS;
-use super::passes::check_len;
 use super::shard::{Brought, DeviceShard, check_candidates, product_of};
 use super::words::words;
 use crate::backend::params::LogitMatrix;
-use crate::backend::{Job, On};
+use crate::backend::{Job, On, check_len};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::memory::{Memory, Span, SpanMut};
@@ -56,12 +55,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             None => targets.address(),
         };
         let device = self.common.device.clone();
-        let to = match out.memory() {
-            Memory::Host => {
-                device.address(self.rooms.outputs.at_least(out.len(), |bytes| device.alloc(bytes))?)
-            }
-            _ => out.address(),
-        };
+        let to = self.output(&out)?;
         let waits = out.memory() == Memory::Host || on.stream.is_none();
         let hidden = self.rows(stream, &job.rows, waits)?;
         let brought = Brought { address: hidden.data as u64, pitch: hidden.pitch, rows: n };

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::plan::hopper::{COLUMN_BYTES, PACKED_IDS};
 use crate::plan::{Precision, Tuning, WeightLayout};
-use crate::weights::{HeadShard, Matrix, ShardInfo};
+use crate::weights::{HeadShard, ShardInfo};
 use std::sync::Arc;
 
 /// Bytes that are padded and copied at a time.
@@ -147,16 +147,6 @@ impl<D: KernelDevice> Weights<D> {
     }
 }
 
-fn bytes_of(shard: &HeadShard) -> &[u8] {
-    match shard.matrix() {
-        Matrix::F32(w) => bytemuck::cast_slice(w),
-        Matrix::F16(w) => bytemuck::cast_slice(w),
-        Matrix::Bf16(w) => bytemuck::cast_slice(w),
-        Matrix::I8 { values, .. } => bytemuck::cast_slice(values),
-        Matrix::E4m3 { values, .. } => values,
-    }
-}
-
 /// Packs and copies the weights; returns them, and the bytes of a row's columns.
 fn copy_packed<D: KernelDevice>(
     device: &D,
@@ -178,14 +168,14 @@ fn copy_packed<D: KernelDevice>(
         // A whole block of ids behind the last is made of the last row alone.
         let first = (at / pitch).min(rows - 1);
         let last = ((at + out.len()) / pitch).min(rows);
-        pack_weights(&bytes_of(shard)[first * row_bytes..last * row_bytes], row_bytes, out);
+        pack_weights(&shard.matrix().as_bytes()[first * row_bytes..last * row_bytes], row_bytes, out);
         device.write_on(stream, &buffer, at, out)?;
     }
     Ok((buffer, pitch))
 }
 
 fn copy<D: KernelDevice>(device: &D, stream: D::Stream, shard: &HeadShard) -> Result<(D::Buffer, usize)> {
-    let bytes = bytes_of(shard);
+    let bytes = shard.matrix().as_bytes();
     let (rows, row_bytes) = (shard.vocab().len(), shard.hidden_size() * shard.matrix().dtype().size());
     let pitch = row_bytes.next_multiple_of(16);
     let buffer = device.alloc(rows * pitch)?;

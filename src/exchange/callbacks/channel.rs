@@ -108,11 +108,6 @@ impl Channel {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The call as this channel's peers name it.
-    pub(super) fn named(&self, call: &Call) -> Call {
-        Call { head: self.key.0, instance: self.key.1, ..*call }
-    }
-
     /// The fault that this channel is in, as `call` reports it.
     fn told(&self, call: &Call) -> Option<Fault> {
         let state = self.state();
@@ -252,7 +247,7 @@ impl Channel {
         stream: Stream,
         room: &mut CallBuffers,
     ) -> Result<(), Fault> {
-        let call = &self.named(call);
+        let call = &call.in_channel(self.key);
         if let Some(fault) = self.told(call) {
             return Err(fault);
         }
@@ -305,7 +300,7 @@ impl Channel {
         }
         let mut room = std::mem::take(&mut state.room);
         drop(state);
-        let call = self.named(call);
+        let call = call.in_channel(self.key);
         let known = self.called(
             "pending",
             &call,
@@ -345,7 +340,7 @@ impl Channel {
 
     /// Ends `call` on this rank, for `fault`, and on its peers.
     pub(super) fn give_up(&self, call: &Call, fault: Fault) {
-        let call = &self.named(call);
+        let call = &call.in_channel(self.key);
         let mut state = self.state();
         let is_first = state.fault.is_none();
         // An earlier fault does not end the peers' waits in a rebuilding: they are told of this one.
@@ -358,7 +353,7 @@ impl Channel {
 
     /// Meets all members in a reset.
     pub(super) fn meet_again(&self, call: &Call) -> Result<Reset, Fault> {
-        let call = &self.named(call);
+        let call = &call.in_channel(self.key);
         // Tells a peer that is still in a step. It does not end waits for the reset.
         let reason = String::from("it rebuilds the head");
         self.give_up(

@@ -71,7 +71,7 @@ impl Exchange for Channel {
     }
 
     fn note(&self, call: &Call) {
-        let call = self.named(call);
+        let call = call.in_channel(self.key);
         self.state().noted = Some((call, Instant::now()));
         let transport = AssertUnwindSafe(self.transport());
         // Places only help to blame others: without them a step does not fail.

@@ -120,7 +120,7 @@ impl Report {
     }
 
     /// Sets the text; what is too long is cut off.
-    pub fn say(&mut self, text: &str) {
+    pub fn set_text(&mut self, text: &str) {
         let end = text.floor_char_boundary(TEXT_BYTES);
         self.text.fill(0);
         self.text[..end].copy_from_slice(&text.as_bytes()[..end]);
@@ -133,7 +133,7 @@ impl Report {
         self.text.fill(0);
     }
 
-    fn said(&self) -> String {
+    fn text(&self) -> String {
         let end = self.text.iter().position(|byte| *byte == 0).unwrap_or(TEXT_BYTES);
         String::from_utf8_lossy(&self.text[..end]).into_owned()
     }
@@ -170,7 +170,7 @@ impl Report {
         }
         let members = self.marked(status);
         let none = || {
-            let said = self.said();
+            let said = self.text();
             let text = if said.is_empty() { String::new() } else { format!(" (it says: {said})") };
             nonsense(format!("returned {status} and marked no member with it{text}"))
         };
@@ -178,12 +178,12 @@ impl Report {
             Status::TIMEOUT => Reported::here(Fault::Timeout { missing: members }),
             Status::LOST if !members.is_empty() => Reported::here(Fault::Lost { members }),
             Status::BROKEN => {
-                let said = self.said();
+                let said = self.text();
                 let why = if said.is_empty() { " without saying why".into() } else { format!(": {said}") };
                 Reported::here(broken(format!("the callback `{function}` failed{why}")))
             }
             Status::ABORTED => {
-                let said = self.said();
+                let said = self.text();
                 match (notice::decode(&said, call, self.peers.len()), members.first()) {
                     (Some(fault), _) => Reported { fault, by_peer: true },
                     (None, Some(&member)) => {
@@ -204,7 +204,7 @@ impl Report {
                 }
             }
             Status::OTHER_CALL if !members.is_empty() => {
-                Reported::here(Fault::OtherCall { member: members[0], theirs: self.said() })
+                Reported::here(Fault::OtherCall { member: members[0], theirs: self.text() })
             }
             Status::GOOD => {
                 let marked = self.peers.iter().position(|peer| peer.status != Status::GOOD).unwrap_or(0);
@@ -260,10 +260,10 @@ mod tests {
         assert_eq!(length, (Fault::Length { peers: vec![(1, 10, 7)] }, false));
         let gave_up = fault_of(Status::ABORTED, |report| {
             report.mark(1, Status::ABORTED);
-            report.say("out of memory");
+            report.set_text("out of memory");
         });
         assert_eq!(gave_up, (Fault::Aborted { member: 1, reason: "out of memory".into() }, true));
-        let (broken, _) = fault_of(Status::BROKEN, |report| report.say("a socket closed"));
+        let (broken, _) = fault_of(Status::BROKEN, |report| report.set_text("a socket closed"));
         assert!(
             matches!(&broken, Fault::Broken { problem, .. } if problem.ends_with("failed: a socket closed"))
         );
@@ -277,14 +277,14 @@ mod tests {
         };
         let same = problem(Status::LENGTH, &|report| report.mark_length(1, 10));
         assert!(same.contains("marked member 1 for another length than 10 bytes"), "{same}");
-        let nobody = problem(Status::ABORTED, &|report| report.say("enough"));
+        let nobody = problem(Status::ABORTED, &|report| report.set_text("enough"));
         assert!(nobody.contains("marked no member with it (it says: enough)"), "{nobody}");
         let good = problem(Status::GOOD, &|report| report.mark(0, Status(9)));
         assert!(good.contains("marked member 0 with 9, which is no status"), "{good}");
         // Text that is no UTF-8, or has no end.
         let text = problem(Status::BROKEN, &|report| report.text_mut().fill(0xff));
         assert!(text.chars().filter(|c| *c == char::REPLACEMENT_CHARACTER).count() == TEXT_BYTES, "{text}");
-        let long = problem(Status::BROKEN, &|report| report.say(&"ä".repeat(TEXT_BYTES)));
+        let long = problem(Status::BROKEN, &|report| report.set_text(&"ä".repeat(TEXT_BYTES)));
         assert!(long.ends_with(&format!(": {}", "ä".repeat(TEXT_BYTES / 2))), "{long}");
     }
 }

@@ -8,9 +8,9 @@
 //! senders drop them a few at a time. Large ones are copied outside of the lock, and leave the log when the
 //! last receiver has them. A message that nobody holds any more is a buffer of its sender again: see `post`.
 
-use super::lock;
 use super::post::{KEPT, Outgoing, Post, SendBuffers};
 use crate::exchange::{Call, Fault, Operation};
+use crate::lock::lock;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

@@ -36,7 +36,7 @@ pub(super) struct Channel {
     pub generation: u32,
     /// By sender.
     pub queues: Vec<VecDeque<Message>>,
-    pub faults: Vec<Told>,
+    pub faults: Vec<KnownFault>,
     /// The generation that each member wants.
     pub wanted: Vec<u32>,
     /// Members that have dropped the channel.
@@ -63,7 +63,7 @@ impl Message {
 }
 
 /// A fault, found here or told by a peer.
-pub(super) struct Told {
+pub(super) struct KnownFault {
     pub generation: u32,
     pub call: Call,
     pub fault: Fault,
@@ -147,8 +147,10 @@ impl State {
             }
             FrameKind::Fault => match frame::decode_fault(&bytes[HEADER_BYTES..], size) {
                 // Only the first fault of a generation is ever looked at.
-                Some(_) if channel.faults.iter().any(|told| told.generation == generation) => {}
-                Some((fault, progress)) => channel.faults.push(Told { generation, call, fault, progress }),
+                Some(_) if channel.faults.iter().any(|known| known.generation == generation) => {}
+                Some((fault, progress)) => {
+                    channel.faults.push(KnownFault { generation, call, fault, progress })
+                }
                 None => self.refuse(from),
             },
         }
@@ -211,27 +213,27 @@ impl Channel {
     }
 
     /// The first fault of this generation.
-    pub fn fault(&self) -> Option<&Told> {
-        self.faults.iter().find(|told| told.generation == self.generation)
+    pub fn fault(&self) -> Option<&KnownFault> {
+        self.faults.iter().find(|known| known.generation == self.generation)
     }
 
     /// The fault that ends the wait of `me` for messages of `missing` in the collective that was begun last.
-    pub fn told(&self, call: &Call, me: usize, missing: &[usize]) -> Option<Fault> {
+    pub fn ending_fault(&self, call: &Call, me: usize, missing: &[usize]) -> Option<Fault> {
         // Where the member that found the fault has completed this collective or a later one with us and with
         // those whose messages are missing, these were sent before: they are on their way. Not so from a
         // member whose wish for a reset has come: messages sent before it would have come before it.
-        let on_their_way = |told: &Told| {
-            let was_heard = |member: &usize| told.progress.heard[*member] >= self.begun;
+        let on_their_way = |known: &KnownFault| {
+            let was_heard = |member: &usize| known.progress.heard[*member] >= self.begun;
             let will_come = |member: &usize| was_heard(member) && self.wanted[*member] <= self.generation;
             !missing.is_empty() && was_heard(&me) && missing.iter().all(will_come)
         };
-        let told = self.fault().filter(|told| !on_their_way(told))?;
+        let known = self.fault().filter(|known| !on_their_way(known))?;
         // A timeout of another length is reported with its own length; frames carry microseconds.
-        let [theirs, ours] = [&told.call, call].map(|call| call.timeout().as_micros());
-        let waited_longer = matches!(told.fault, Fault::Timeout { .. }) && theirs != ours;
-        Some(match told.call.same_operation(call) && !waited_longer {
-            true => told.fault.clone(),
-            false => Fault::Earlier { call: Box::new(told.call), fault: Box::new(told.fault.clone()) },
+        let [theirs, ours] = [&known.call, call].map(|call| call.timeout().as_micros());
+        let waited_longer = matches!(known.fault, Fault::Timeout { .. }) && theirs != ours;
+        Some(match known.call.same_operation(call) && !waited_longer {
+            true => known.fault.clone(),
+            false => Fault::Earlier { call: Box::new(known.call), fault: Box::new(known.fault.clone()) },
         })
     }
 
@@ -239,7 +241,7 @@ impl Channel {
     /// are added to `read`.
     pub fn begin(&mut self, wanted: u32, read: &mut Vec<Message>) {
         self.generation = wanted;
-        self.faults.retain(|told| told.generation >= wanted);
+        self.faults.retain(|known| known.generation >= wanted);
         self.begun = 0;
         self.progress.heard.fill(0);
         for queue in &mut self.queues {

@@ -2,6 +2,7 @@
 //! and links that move long frames only while their sender receives.
 
 use super::*;
+use crate::exchange::test_call as call;
 use lmhead_testkit::Random;
 use std::collections::VecDeque;
 use std::sync::Barrier;
@@ -125,19 +126,6 @@ fn each<T: Send>(group: Vec<MessageExchange>, run: impl Fn(MessageExchange) -> T
         let threads: Vec<_> = group.into_iter().map(|e| scope.spawn(move || run(e))).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     })
-}
-
-fn call(step: u64, ms: u64) -> Call {
-    Call {
-        head: 1,
-        instance: 0,
-        epoch: 0,
-        step,
-        operation: Operation::GatherRows,
-        terms: 0,
-        began: Instant::now(),
-        deadline: Instant::now() + Duration::from_millis(ms),
-    }
 }
 
 /// Gathers a byte of every member.
@@ -305,27 +293,27 @@ fn a_late_member_passes_over_what_its_peers_left_and_joins_the_latest() {
     let endpoints = group(2);
     let open = |me: usize| endpoints[me].channel(7).unwrap();
     // What a member has sent comes late now and then, so that a peer asks again.
-    let settle = |me: usize| (0..50).for_each(|_| drop(endpoints[me].member.up_to_date()));
+    let poll = |me: usize| (0..50).for_each(|_| drop(endpoints[me].member.up_to_date()));
     drop((open(0).1, open(0).1));
     let waiting = open(0);
     waiting.1.note(&Call { head: 7, instance: 2, ..call(0, 9000) });
-    settle(1);
+    poll(1);
     let joined = open(1);
     assert_eq!((waiting.0, joined.0), (2, 2));
     drop((waiting, joined));
-    settle(0);
-    settle(1);
+    poll(0);
+    poll(1);
     let create = Call { head: 7, operation: Operation::Create, ..call(0, 9000) };
     endpoints[0].notify_abort(&create, "no weights");
-    settle(1);
+    poll(1);
     let (instance, told) = open(1);
     let refused = Fault::Aborted { member: 0, reason: "no weights".into() };
     assert_eq!((instance, told.pending_fault().map(|(_, fault)| fault)), (3, Some(refused)));
     drop(told);
-    settle(0);
+    poll(0);
     assert_eq!((open(0).0, open(1).0), (4, 4));
     for e in &endpoints {
-        (0..2).for_each(settle);
+        (0..2).for_each(poll);
         let open = e.member.lock().channels.len();
         assert!(open <= 1, "{open} channels are remembered");
     }

@@ -11,10 +11,11 @@ use crate::exchange::{
     Call, Caps, DeviceExchange, Exchange, Fault, Pending, Piece, Reset, StreamMarks, check_members,
     check_pieces, wait_for_mark,
 };
+use crate::lock::lock;
 use crate::memory::Stream;
 use crate::process::Maker;
 use std::cell::Cell;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// How much longer than the host a kernel waits for its peers: the host, which knows who is late, ends it
@@ -69,11 +70,6 @@ impl State {
             (None, None) => {}
         }
     }
-}
-
-/// Where a lock is poisoned what it guards is still good: each write to it is whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl NcclExchange {
@@ -188,7 +184,8 @@ impl NcclExchange {
             control.inspect(|control| beat.keep_at(call, || self.first(call), *control));
             self.ended(call, control)
         };
-        let issued = communicator.group(stream, queue).and_then(|()| communicator.settle(&mut ended));
+        let issued =
+            communicator.group(stream, queue).and_then(|()| communicator.wait_async_done(&mut ended));
         issued.map_err(|refused| {
             let of_peers = matches!(&refused, Refused::Failed(failed) if failed.is_of_peers());
             // Asked before the communicator is aborted, which ends all of them.

@@ -146,7 +146,7 @@ impl Communicator {
     ) -> Called<Self> {
         // Where it does not get ready, dropping `made` aborts it.
         let mut made = Self::of(nccl, device, raw, false);
-        made.settle(ended)?;
+        made.wait_async_done(ended)?;
         (made.rank, made.size) = made.place()?;
         Ok(made)
     }
@@ -176,10 +176,10 @@ impl Communicator {
                 fix: "pass the ncclComm_t that the engine has made".into(),
             });
         }
-        let mut lent = Self::of(nccl, device, raw.cast(), true);
-        let place = lent.progress().and_then(|_| lent.place());
-        (lent.rank, lent.size) = place.map_err(Refused::into_fault)?;
-        Ok(lent)
+        let mut borrowed = Self::of(nccl, device, raw.cast(), true);
+        let place = borrowed.progress().and_then(|_| borrowed.place());
+        (borrowed.rank, borrowed.size) = place.map_err(Refused::into_fault)?;
+        Ok(borrowed)
     }
 
     /// Splits the communicator: members of one `color` get a communicator of their own, ordered by `key`;
@@ -218,7 +218,7 @@ impl Communicator {
             unsafe { self.nccl.functions().ncclCommSplit(parent, color, key, place, &mut config) }
         })?;
         self.nccl.check("ncclCommSplit", result)?;
-        self.settle(ended)?;
+        self.wait_async_done(ended)?;
         // SAFETY: made above; NCCL is done with it.
         let raw: sys::ncclComm_t = *unsafe { Box::from_raw(place) };
         match (color, raw.is_null()) {
@@ -317,7 +317,7 @@ impl Communicator {
     }
 
     /// Waits until the last call's background work is done, or `ended` says why nobody waits any longer.
-    pub(super) fn settle(&self, ended: &mut dyn FnMut() -> Option<Fault>) -> Called<()> {
+    pub(super) fn wait_async_done(&self, ended: &mut dyn FnMut() -> Option<Fault>) -> Called<()> {
         let began = Instant::now();
         while self.progress()? == Progress::Going {
             if let Some(fault) = ended() {
@@ -329,7 +329,7 @@ impl Communicator {
     }
 
     /// Queues a group of operations: `queue` names them, and none of them begins before the last is named.
-    /// The work goes on in the background: see [`Communicator::settle`].
+    /// The work goes on in the background: see [`Communicator::wait_async_done`].
     pub(super) fn group(
         &self,
         stream: Stream,

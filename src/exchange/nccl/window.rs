@@ -113,7 +113,7 @@ impl Communicator {
             unsafe { functions.ncclCommWindowRegister(raw, memory, bytes.max(1), place, flags) }
         })?;
         self.nccl.check("ncclCommWindowRegister", result)?;
-        self.settle(ended)?;
+        self.wait_async_done(ended)?;
         // SAFETY: made above; NCCL is done with it.
         let window: sys::ncclWindow_t = *unsafe { Box::from_raw(place) };
         made.left = Some(self.left(window, memory));

@@ -84,7 +84,7 @@ impl Run<'_> {
             finish,
             ..
         } = scratch;
-        let super::SamplingBuffers { unseen, placed_rows, told, .. } = sampling;
+        let super::SamplingBuffers { unseen, placed_rows, target_buffers, .. } = sampling;
         let DeviceBuffers { own: own_params, all: all_params, cuts, tokens } = unseen;
         let (me, size, one) = (self.wire.group.me(), self.wire.group.size(), self.wire.group.replicas() == 1);
         let mut status = self.begin_status(compute, inputs, hidden.len(), input_status)?;
@@ -155,14 +155,15 @@ impl Run<'_> {
 
         // Every shard learns the tokens of all rows. One rank sends the token of each row: the tp ranks of a
         // replica have drawn the same tokens, unless each has a part of the rows.
-        told.targets.clear();
-        told.answered.clear();
-        told.answered.extend((0..size).map(|member| self.answered(member)));
+        target_buffers.targets.clear();
+        target_buffers.answered.clear();
+        target_buffers.answered.extend((0..size).map(|member| self.answered(member)));
         let all_tokens = 0..4 * n;
         let speaks = |run: &Self, member: usize| run.wire.answered(member, true);
         let of_me = speaks(self, me);
         let mine = tokens.into_span().part(4 * (of_me.start - mine.start)..4 * (of_me.end - mine.start));
-        let mut all = told.placed.all().at_least(self.backend, self.memory, all_tokens.end, "tokens")?;
+        let mut all =
+            target_buffers.placed.all().at_least(self.backend, self.memory, all_tokens.end, "tokens")?;
         if size == 1 {
             let parts = std::slice::from_ref(&all_tokens);
             compute.inputs(Inputs::Parts { from: mine, parts, out: all.reborrow() })?;
@@ -176,7 +177,7 @@ impl Run<'_> {
         let of = if raw { Which::Raw } else { Which::Adjusted };
         let telling = Telling { job: None, of, rows: n, targets: 1, top_n, drawn: true, own };
         let parts = std::slice::from_ref(&all_tokens);
-        self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
+        self.tell(compute, telling, target_buffers, parts, (send, recv), lists, small, answer, finish)
     }
 
     /// Draws each row's candidate from what its filters keep of the held logits. Returns the parameters

@@ -21,19 +21,19 @@ pub(super) struct Chosen {
 
 /// Chooses the head as transformers 5 does. A stored head is preferred to an embedding, even to one that it
 /// should be tied to but differs from. Without a head the embedding serves, unless the model's class has a
-/// head of its own. `own` is the user's `tie_word_embeddings`, which overrides all else.
+/// head of its own. `tie_override` is the user's `tie_word_embeddings`, which overrides all else.
 pub(super) fn choose(
     tensors: &mut Tensors,
     model: &ModelConfig,
-    own: Option<bool>,
+    tie_override: Option<bool>,
     warnings: &mut Vec<String>,
 ) -> Result<Chosen> {
     let names = model.names();
     // With an unknown model type there is no way to choose between two names of heads in one folder.
     let only_one = model.rule.is_none();
-    let tied = own.or(model.tie_word_embeddings);
+    let tied = tie_override.or(model.tie_word_embeddings);
     let head = stored::find_module(tensors, names.heads, only_one)?;
-    if let (Some(head), true) = (&head, own != Some(true)) {
+    if let (Some(head), true) = (&head, tie_override != Some(true)) {
         if tied == Some(true)
             && let Some(embedding) = stored::find_module(tensors, names.embeddings, false).unwrap_or(None)
             && !same_weights(tensors, &embedding, head)?
@@ -102,8 +102,8 @@ pub(super) fn choose(
 fn refuse_part_of_head(tensors: &Tensors, names: &Names) -> Result<()> {
     let of_head = |name: &&str| {
         names.heads.iter().any(|head| {
-            let whole = head.trim_start_matches('.');
-            let rest = match name.strip_prefix(whole).and_then(|rest| rest.strip_prefix('.')) {
+            let bare_name = head.trim_start_matches('.');
+            let rest = match name.strip_prefix(bare_name).and_then(|rest| rest.strip_prefix('.')) {
                 Some(rest) => Some(rest),
                 None if head.starts_with('.') => {
                     name.split_once(head).and_then(|(_, rest)| rest.strip_prefix('.'))
@@ -120,22 +120,22 @@ fn refuse_part_of_head(tensors: &Tensors, names: &Names) -> Result<()> {
     }
 }
 
-/// Whether a tensor of a head's module is a form of its weight, by the `rest` of its name behind the module.
-/// Weights of layers before the head's last matrix (`lm_head.dense.weight`) are not.
+/// Whether `rest`, a tensor's name after `MODULE.`, names the weight in some form. Weights of layers before
+/// the head's last matrix (`lm_head.dense.weight`) do not count.
 fn is_of_weight(rest: &str) -> bool {
     rest.starts_with("weight") || rest.starts_with("parametrizations.weight") || stored::is_peft_part(rest)
 }
 
 fn bias_of_head(tensors: &Tensors, module: &str, names: &Names) -> Option<String> {
-    let own = format!("{module}.bias");
-    if tensors.contains(&own) { Some(own) } else { other_bias(tensors, names) }
+    let bias_name = format!("{module}.bias");
+    if tensors.contains(&bias_name) { Some(bias_name) } else { other_bias(tensors, names) }
 }
 
 /// The bias of an embedding that serves as the head: stored beside it, or under a head's name.
 fn bias_of_embedding(tensors: &Tensors, module: &str, names: &Names) -> Option<String> {
-    let own = format!("{module}.bias");
-    if tensors.contains(&own) {
-        return Some(own);
+    let bias_name = format!("{module}.bias");
+    if tensors.contains(&bias_name) {
+        return Some(bias_name);
     }
     let of_heads = names.heads.iter().find_map(|head| find_tensor(tensors, &format!("{head}.bias")));
     of_heads.or_else(|| other_bias(tensors, names))
@@ -147,9 +147,9 @@ fn other_bias(tensors: &Tensors, names: &Names) -> Option<String> {
 
 /// The tensor of this name; for a name that begins with a dot also the only tensor whose name ends in it.
 fn find_tensor(tensors: &Tensors, name: &str) -> Option<String> {
-    let whole = name.trim_start_matches('.');
-    if tensors.contains(whole) {
-        return Some(whole.to_string());
+    let bare_name = name.trim_start_matches('.');
+    if tensors.contains(bare_name) {
+        return Some(bare_name.to_string());
     }
     let mut others = tensors.names().filter(|other| name.starts_with('.') && other.ends_with(name));
     match (others.next(), others.next()) {
@@ -200,8 +200,8 @@ pub(super) fn refuse_beside(
 /// The error for a folder with a LoRA adapter but no model: what PEFT writes has no `config.json`.
 pub(super) fn unmerged_adapter(folder: &Path) -> Option<Error> {
     let adapter = folder.join(ADAPTER_CONFIG);
-    let whole = folder.join("config.json").exists();
-    (!whole && adapter.exists()).then(|| {
+    let has_model = folder.join("config.json").exists();
+    (!has_model && adapter.exists()).then(|| {
         let problem = format!(
             "wanted a model folder with config.json, got a LoRA adapter without its model ({ADAPTER_CONFIG})"
         );

@@ -26,7 +26,7 @@ fn every_setting_is_compared_at_creation() {
             c.final_logit_softcapping = Some(30.0)
         }),
         ("split_rows_over_tp: ranks [0] say false, ranks [1] say true", |c| c.split_rows_over_tp = true),
-        ("verify: ranks [0] say always, ranks [1] say warm_up", |c| c.verify = Verify::WarmUp),
+        ("verify: ranks [0] say always, ranks [1] say prepare", |c| c.verify = Verify::WarmUp),
         ("logit_scale: ranks [0] say 1, ranks [1] say 2", |c| c.logit_scale = 2.0),
         ("weights_version: ranks [0] say 0, ranks [1] say 5", |c| c.weights_version = 5),
     ];

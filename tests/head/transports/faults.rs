@@ -2,14 +2,13 @@
 //! collective, a product that fails or hangs, too little memory, a transport that mixes bytes up, a row that
 //! is not finite.
 
-use super::scenarios::{
-    LONG_MS, ROWS, SHORT_MS, SIZE, await_end_of, bits, config, exact, good_step, head, test_head,
-};
+use super::scenarios::{LONG_MS, ROWS, SHORT_MS, SIZE, await_end_of, bits, config, exact, good_step, head};
 use super::{
     AT_ONCE, ENTRY, LAUNCHERS, LOST, MISMATCH, SHAPE, TIMEOUT, all, assert_all, assert_same_over_all,
 };
 use super::{assert_names_the_stopped, error_of, ms_of};
 use crate::contract::hooked::{When, hooked};
+use crate::contract::test_head;
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::exchange::{Exchange, Operation, local};

@@ -1,5 +1,6 @@
 //! The scenarios of the table, by row. Each rank returns how its calls ended.
 
+use crate::contract::{step, test_head};
 use lmhead::backend::Backend;
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
@@ -108,22 +109,12 @@ pub const SCENARIOS: &Scenarios = &[
     ("a stopped rank comes back", a_stopped_rank_comes_back),
 ];
 
-pub fn test_head() -> TestHead {
-    TestHead::random(200, 16, DType::F32, Quantization::None, 3)
-}
-
 pub fn config(timeout_ms: u64) -> HeadConfig {
     HeadConfig { timeout: Duration::from_millis(timeout_ms), ..test_head().config() }
 }
 
 pub fn exact() -> RowCounts {
     RowCounts::exact(&[ROWS; SIZE])
-}
-
-fn step(head: &mut LmHead, counts: RowCounts, request: Request, rows: usize) -> Result<Answer> {
-    let bytes = test_head().rows(rows, 7);
-    let hidden = HiddenRows::new(&bytes, DType::F32, rows, 16)?;
-    head.step(counts, &request)?.run(hidden)
 }
 
 pub fn good_step(head: &mut LmHead) -> Result<Answer> {
@@ -389,7 +380,7 @@ fn a_panic_in_load(rank: Rank) -> Value {
 fn random_steps(rank: Rank) -> Value {
     // LMHEAD_SOAK_STEPS sets the number of steps.
     let steps = std::env::var("LMHEAD_SOAK_STEPS").map_or(300, |n| n.parse().expect("a number of steps"));
-    let test = TestHead::random(200, 16, DType::F32, Quantization::None, 3);
+    let test = test_head();
     let mut head =
         head_of(&test, &config(LONG_MS), rank.size, rank.me, Arc::clone(&rank.exchange)).expect("a head");
     // The same choices on every rank.

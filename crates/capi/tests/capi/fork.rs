@@ -55,8 +55,8 @@ impl Own {
     fn new() -> Self {
         let released: &AtomicUsize = Box::leak(Box::default());
         let user = ptr::from_ref(released).cast_mut().cast();
-        let lent = lmhead_weights_config { release: Some(release), user, ..whole() };
-        let (backend, weights, config) = (backend_of(LMHEAD_HOST, 2), wrap(&lent), config());
+        let in_place = lmhead_weights_config { release: Some(release), user, ..whole() };
+        let (backend, weights, config) = (backend_of(LMHEAD_HOST, 2), wrap(&in_place), config());
         let mut head = ptr::null_mut();
         // SAFETY: all pointers are valid.
         good(unsafe {
@@ -93,7 +93,7 @@ fn refused_in_child(parent: u32, own: &Own, endpoint: *mut lmhead_exchange) -> S
     let mut rows = RankBuffers::new(1);
     let step = rows.step();
     let (mut needs, mut info, config) = (init!(lmhead_needs), init!(lmhead_weights_info), config());
-    let (mut json, mut made, mut lent) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+    let (mut json, mut made, mut over_nccl) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
     let group = lmhead_group { ranks: [0, 1].as_ptr(), n: 2, rank: 0, tp: 1, tp_index: 0 };
     let (head, weights, backend) = (own.head, own.weights, own.backend);
     let mut wrong = String::new();
@@ -121,7 +121,7 @@ fn refused_in_child(parent: u32, own: &Own, endpoint: *mut lmhead_exchange) -> S
         let mut over = ptr::null_mut();
         let made = lmhead_create(config, &raw const group, mine, endpoint, here, &raw mut over);
         told("create over an exchange", made);
-        told("exchange_nccl", lmhead_exchange_nccl(backend, ptr::null_mut(), endpoint, &raw mut lent));
+        told("exchange_nccl", lmhead_exchange_nccl(backend, ptr::null_mut(), endpoint, &raw mut over_nccl));
     }
     if wrong.is_empty() { "refused".into() } else { wrong }
 }

@@ -10,11 +10,10 @@ use lmhead::exchange::{Exchange, local};
 use lmhead::memory::Memory;
 use lmhead::result::{Answer, Request, StepStats, TokenLogprobs};
 use lmhead::rows::RowCounts;
-use lmhead::weights::Matrix;
 use lmhead::{HeadShard, SamplingParams};
 use lmhead_capi::sys::*;
+use lmhead_testkit::caller_memory::OwnBuffers;
 use lmhead_testkit::engine::{self, Engine, Functions};
-use lmhead_testkit::lent::OwnBuffers;
 use lmhead_testkit::requests::{RankStep, cases};
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -37,20 +36,14 @@ unsafe extern "C" fn release(user: *mut std::ffi::c_void) {
 }
 
 /// The shard's weights, copied or used in place.
-fn wrap(shard: &Arc<HeadShard>, lent: bool) -> *mut lmhead_weights {
-    let (data, scales): (*const std::ffi::c_void, _) = match shard.matrix() {
-        Matrix::F32(values) => (values.as_ptr().cast(), &[][..]),
-        Matrix::F16(values) => (values.as_ptr().cast(), &[][..]),
-        Matrix::Bf16(values) => (values.as_ptr().cast(), &[][..]),
-        Matrix::I8 { values, scales } => (values.as_ptr().cast(), &scales[..]),
-        Matrix::E4m3 { values, scales } => (values.as_ptr().cast(), &scales[..]),
-    };
+fn wrap(shard: &Arc<HeadShard>, in_place: bool) -> *mut lmhead_weights {
+    let scales = shard.scales().unwrap_or_default();
     let vocab = shard.vocab();
     let mut config = lmhead_weights_config {
         vocab_size: shard.vocab_size() as i64,
         first: vocab.start as i64,
         matrix: lmhead_tensor {
-            data: data.cast_mut(),
+            data: shard.matrix().as_bytes().as_ptr().cast_mut().cast(),
             device_type: LMHEAD_HOST as i32,
             device_id: 0,
             dtype: code(shard.matrix().dtype()),
@@ -69,7 +62,7 @@ fn wrap(shard: &Arc<HeadShard>, lent: bool) -> *mut lmhead_weights {
         } as i32,
         ..init!(lmhead_weights_config)
     };
-    if lent {
+    if in_place {
         config.release = Some(release);
         config.user = Arc::into_raw(Arc::clone(shard)).cast_mut().cast();
     }
@@ -83,7 +76,7 @@ fn create(
     step: &RankStep<'_>,
     endpoint: *const lmhead_exchange,
     backend: *const lmhead_backend,
-    lent: bool,
+    in_place: bool,
 ) -> *mut lmhead_head {
     let c = step.config;
     let (verify, verify_every) = match c.verify {
@@ -112,7 +105,7 @@ fn create(
         tp: group.row_part().1 as i64,
         tp_index: group.row_part().0 as i64,
     };
-    let weights = wrap(&step.shard, lent);
+    let weights = wrap(&step.shard, in_place);
     let mut head = ptr::null_mut();
     // SAFETY: all pointers are valid.
     let made = unsafe {

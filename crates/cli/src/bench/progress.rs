@@ -4,7 +4,7 @@
 use super::BenchSetup;
 use super::report::RowsReport;
 use crate::input::progress_bar_like;
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressDrawTarget};
 
 /// Progress of one head. It draws only between timings: it has no thread.
 pub struct Progress {
@@ -16,6 +16,7 @@ impl Progress {
     pub fn new(setup: &BenchSetup, head: &str) -> Self {
         let bar = progress_bar_like("{msg} {wide_bar} {pos}/{len} repetitions, {eta} left", head);
         bar.set_length((setup.rows.len() * setup.reps) as u64);
+        bar.set_draw_target(ProgressDrawTarget::stderr());
         Progress { bar, head: head.into() }
     }
 

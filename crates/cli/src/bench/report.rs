@@ -1,7 +1,7 @@
 //! The report of `lmhead bench`: tables for the terminal, the same as JSON.
 
 use super::{BenchSetup, Device};
-use crate::report::{bytes, command, micros};
+use crate::report::{bytes, command, counted, micros};
 use crate::terminal;
 use lmhead::doctor::machine_name;
 use serde::Serialize;
@@ -133,11 +133,10 @@ impl Timing {
 impl RowsReport {
     /// The medians as one line of text.
     pub fn line(&self, head: &str) -> String {
-        let rows = if self.rows == 1 { "row" } else { "rows" };
         let stages = self.stages.iter().map(|s| format!(", {} {}", s.stage, micros(s.time.median)));
         format!(
-            "{head}, {} {rows}: read {}{}",
-            self.rows,
+            "{head}, {}: read {}{}",
+            counted(self.rows, "row"),
             micros(self.read.median),
             stages.collect::<String>()
         )
@@ -154,11 +153,11 @@ impl BenchReport {
         )];
         for head in &self.heads {
             lines.push(format!(
-                "{}, rows in {}: {} of weights; medians of {} repetitions",
+                "{}, rows in {}: {} of weights; medians of {}",
                 head.dtype,
                 head.hidden_dtype,
                 bytes(head.weight_bytes as u64),
-                self.reps
+                counted(self.reps, "repetition")
             ));
             let header = ["rows", "stage", "median", "p10", "p90", "of read", "of arithmetic"];
             let mut table = terminal::table(header, &[1]);

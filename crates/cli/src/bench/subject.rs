@@ -1,7 +1,7 @@
 //! The head that is timed: its weights, synthetic rows, and the timed calls.
 
 use super::{BenchSetup, Device, HeadType, Stage};
-use crate::input::progress_bar;
+use crate::input::{advance, progress_bar};
 use lmhead::backend::HeadTypes;
 use lmhead::backend::{Job, LoadedShard, LogitsOut, On, Out, Status};
 use lmhead::config::HeadConfig;
@@ -15,8 +15,8 @@ use lmhead::memory::SpanMut;
 use lmhead::result::{Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
+use lmhead::weights::HeadShard;
 use lmhead::weights::synthetic::{self, Spec};
-use lmhead::weights::{HeadShard, Matrix};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -76,10 +76,7 @@ impl<'a> Subject<'a> {
             setup.stages.iter().any(|s| matches!(s, Stage::Matmul | Stage::Epilogue | Stage::Softcap));
         let logits = zeroed_bytes(if writes { most_rows } else { 1 }, setup.vocab_size * 4)?;
         let bar = progress_bar(&format!("making the {} head", kind.name()));
-        let progress = |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        };
+        let progress = |done, total| advance(&bar, done, total);
         let shard = Arc::new(make(setup.vocab_size, setup.hidden_size, Some(&progress))?);
         bar.finish_and_clear();
 
@@ -125,7 +122,7 @@ impl<'a> Subject<'a> {
 
     /// Bytes of the matrix, which every matmul reads.
     pub fn weight_bytes(&self) -> usize {
-        weight_bytes(&self.shard).len()
+        self.shard.matrix().as_bytes().len()
     }
 
     pub fn most_rows(&self) -> usize {
@@ -140,7 +137,7 @@ impl<'a> Subject<'a> {
     /// Reads the weights once.
     pub fn time_read(&self) -> Duration {
         let began = Instant::now();
-        self.device.roofs.read(weight_bytes(&self.shard));
+        self.device.roofs.read(self.shard.matrix().as_bytes());
         began.elapsed()
     }
 
@@ -208,17 +205,6 @@ pub fn config(setup: &BenchSetup, kind: HeadType) -> Result<HeadConfig> {
     config.final_logit_softcapping = setup.softcap;
     config.validate()?;
     Ok(config)
-}
-
-/// The bytes of the matrix.
-fn weight_bytes(shard: &HeadShard) -> &[u8] {
-    match shard.matrix() {
-        Matrix::F32(w) => bytemuck::cast_slice(w),
-        Matrix::F16(w) => bytemuck::cast_slice(w),
-        Matrix::Bf16(w) => bytemuck::cast_slice(w),
-        Matrix::I8 { values, .. } => bytemuck::cast_slice(values),
-        Matrix::E4m3 { values, .. } => values,
-    }
 }
 
 /// Zeroed bytes for `rows` rows of `row_bytes`; an allocation that fails is an error instead of an abort.

@@ -109,29 +109,20 @@ impl Kernels {
 
     /// The table in the terminal.
     pub fn table(&self) -> String {
-        let titles = [
-            "tile",
-            "blocks",
-            "in flight",
-            "memory",
-            "L2",
-            "shared",
-            "tensor",
-            "last wave",
-            "fill, drain",
-            "all",
-        ];
+        // Short titles and units in the legend, so that the table fits 80 columns.
+        let titles = ["tile", "blocks", "kB", "memory", "L2", "shared", "tensor", "wave", "fill", "all"];
         let mut table = terminal::table(titles, &[]);
         for candidate in &self.candidates {
             let Clocks { memory, l2, shared, tensor, last_wave, fill_drain, total } = candidate.clocks;
             let mut cells = vec![
-                format!("{} x {}", candidate.tile(), candidate.stages),
+                format!("{}x{}", candidate.tile(), candidate.stages),
                 candidate.blocks.to_string(),
-                bytes(candidate.in_flight),
+                format!("{:.0}", candidate.in_flight as f64 / 1e3),
             ];
             cells.extend(
                 [memory, l2, shared, tensor, last_wave, fill_drain, total]
-                    .map(|clocks| format!("{:.1}", clocks / 1e3)),
+                    .map(|clocks| clocks / 1e3)
+                    .map(|k| if k < 100.0 { format!("{k:.1}") } else { format!("{k:.0}") }),
             );
             table.add_row(cells);
         }
@@ -151,7 +142,8 @@ impl Kernels {
         let others = self.row_major.iter().map(|plan| format!("row-major weights of an engine: {plan}\n"));
         format!(
             "\n{}, {}: {} rows x {} ids\n{layout}: {}\n{}{table}\n\
-             tiles: block_n x block_m x stages; times: thousands of clocks\n\
+             tile: block_n x block_m x stages; kB: in flight to an SM; the rest: thousands of clocks, \
+             of each unit, of the last wave, of fill and drain, of all\n\
              chosen for the fewest clocks of the SM with most {work}; arithmetic, not a measurement: \
              bound by {}{more}\n{} on their way to \
              an SM hide the memory's latency; every plan gives the same bits",

@@ -18,13 +18,18 @@ const STAGES: [(&str, RGBColor); 4] = [
 /// Pixels of a panel.
 const PANEL: (u32, u32) = (560, 340);
 
-/// A panel: its title; the step of each group size with its total in µs; the fastest group size.
-type Panel<'a> = (String, Vec<(&'a SizeCost, &'a StepCost, f64)>, usize);
+struct Panel<'a> {
+    title: String,
+    /// The step of each group size with its total in µs.
+    bars: Vec<(&'a SizeCost, &'a StepCost, f64)>,
+    /// The fastest group size.
+    fastest: usize,
+}
 
 /// The plot of every machine's costs.
 pub fn svg(report: &PlanReport) -> String {
     let panels: Vec<Panel> = report.costs.iter().flat_map(panels).collect();
-    let longest = panels.iter().flat_map(|(_, bars, _)| bars).map(|(_, _, us)| *us).fold(1e-3, f64::max);
+    let longest = panels.iter().flat_map(|panel| &panel.bars).map(|(_, _, us)| *us).fold(1e-3, f64::max);
     let (unit, factor) = if longest >= 1e4 { ("ms", 1e3) } else { ("µs", 1.0) };
     let heading = format!(
         "One step of a {} x {} {} head, {} rows on each dp rank: {unit} by the cost model, not measured",
@@ -52,8 +57,16 @@ fn panels(costs: &Costs) -> [Panel<'_>; 2] {
     let full = costs.sizes.iter().map(|size| (size, &size.logits, size.logits_us));
     let best = costs.sizes.iter().map(|size| (size, &size.candidates, size.candidates_us));
     [
-        (format!("{speeds}: all {} logits", costs.logits.logits_dtype), full.collect(), costs.fastest_logits),
-        (format!("{speeds}: {kept} best of each row"), best.collect(), costs.fastest_candidates),
+        Panel {
+            title: format!("{speeds}: all {} logits", costs.logits.logits_dtype),
+            bars: full.collect(),
+            fastest: costs.fastest_logits,
+        },
+        Panel {
+            title: format!("{speeds}: {kept} best of each row"),
+            bars: best.collect(),
+            fastest: costs.fastest_candidates,
+        },
     ]
 }
 
@@ -61,7 +74,8 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
 /// Draws a panel. Its vertical axis ends above `longest`; times in microseconds are divided by `factor`.
-fn draw<'a>(area: &Area<'a>, (title, bars, fastest): &Panel<'_>, longest: f64, factor: f64) -> Drawn<'a> {
+fn draw<'a>(area: &Area<'a>, panel: &Panel<'_>, longest: f64, factor: f64) -> Drawn<'a> {
+    let Panel { title, bars, fastest } = panel;
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 14))
         .margin(12)

@@ -203,28 +203,36 @@ impl Measured {
     pub fn table(&self) -> String {
         let Measured { transport, ranks, machine, cpus, commit, date, command, .. } = self;
         let load = self.load_average.map_or(String::new(), |load| format!(", load average {load}"));
-        let header = ["head", "ranks", "rows", "request", "predicted", "measured", "10 to 90 %", "ratio"];
-        let mut table = terminal::table(header, &[]);
-        for ComparedStep { measured: step, predicted_us, measured_to_predicted } in &self.steps {
-            table.add_row([
-                format!("{} x {} {}", step.vocab_size, step.hidden_size, step.weights),
-                step.ranks.to_string(),
-                step.rows_per_rank.to_string(),
-                match &step.logits_dtype {
-                    Some(dtype) => format!("{} {dtype}", step.request),
-                    None => step.request.clone(),
-                },
-                micros(*predicted_us),
-                micros(step.median_us),
-                format!("{} - {}", micros(step.p10_us), micros(step.p90_us)),
-                format!("{measured_to_predicted:.2}"),
-            ]);
-        }
+        let head = |step: &ComparedStep| {
+            let MeasuredStep { vocab_size, hidden_size, weights, .. } = &step.measured;
+            format!("{vocab_size} x {hidden_size} {weights}")
+        };
+        // A table for each head: its name would be a wide column that repeats.
+        let tables = self.steps.chunk_by(|a, b| head(a) == head(b)).map(|steps| {
+            let header = ["ranks", "rows", "request", "predicted", "measured", "10 to 90 %", "ratio"];
+            let mut table = terminal::table(header, &[2]);
+            for ComparedStep { measured: step, predicted_us, measured_to_predicted } in steps {
+                table.add_row([
+                    step.ranks.to_string(),
+                    step.rows_per_rank.to_string(),
+                    match &step.logits_dtype {
+                        Some(dtype) => format!("{} {dtype}", step.request),
+                        None => step.request.clone(),
+                    },
+                    micros(*predicted_us),
+                    micros(step.median_us),
+                    format!("{} - {}", micros(step.p10_us), micros(step.p90_us)),
+                    format!("{measured_to_predicted:.2}"),
+                ]);
+            }
+            format!("{}:\n{table}", head(&steps[0]))
+        });
+        let tables = tables.collect::<Vec<_>>().join("\n");
         format!(
             "measured over {transport} on {machine}, {cpus} CPUs{load}; {date}, commit {commit}, {command}\n\
              (the speeds above are those of one rank while {ranks} work at once; ratio: measured to \
              predicted)\n\
-             {table}"
+             {tables}"
         )
     }
 }

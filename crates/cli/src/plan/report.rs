@@ -397,7 +397,7 @@ impl PlanReport {
         let headers = bytes(self.verified.bytes_exchanged - self.unverified.bytes_exchanged);
         lines.push(match self.verify {
             Verify::Always => format!("of these {headers} and one round are the headers that check the contract"),
-            Verify::WarmUp => "without the headers that check the contract (verify = warm_up)".into(),
+            Verify::WarmUp => "without the headers that check the contract (verify = \"prepare\")".into(),
             Verify::Every(n) => format!(
                 "of these {headers} and one round are the headers that check the contract, in one of {n} steps"
             ),

@@ -63,12 +63,9 @@ fn masks_and_logit_bias_work_with_every_request_and_sharding() {
         let answer = read(&files.path("out"));
         assert_eq!(answer["row_status"].2, [0, 0, 2, 0, 0, 0, 0]);
         let ids: Vec<i64> = match request {
-            "argmax" => {
-                answer["argmax"].2.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
-            }
+            "argmax" => i64s(&answer["argmax"].2),
             "topk:60" => {
-                let all = answer["topk_ids"].2.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
-                let all: Vec<i64> = all.collect();
+                let all = i64s(&answer["topk_ids"].2);
                 assert!(all[3 * 60 + 1..4 * 60].iter().all(|id| *id == -1), "one id is allowed");
                 assert!(all[50..60].iter().all(|id| *id == -1), "50 ids are allowed");
                 assert!(!all[4 * 60..5 * 60].contains(&60), "forbidden by a logit bias");
@@ -116,9 +113,6 @@ fn logprobs_are_the_same_for_any_sharding_and_chunk_and_agree_with_topk() {
             assert_eq!(*first.get_or_insert_with(|| bytes.clone()), bytes, "{request:?} {extra:?}");
         }
     }
-    let floats = |bytes: &[u8]| -> Vec<f32> {
-        bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-    };
     let (_, all) = run(&["logprobs:150"]);
     let (_, best) = run(&["topk:150"]); // uses the mask
     assert_eq!(best["row_status"].2, [0, 0, 2, 0, 0, 0, 0]);
@@ -127,7 +121,7 @@ fn logprobs_are_the_same_for_any_sharding_and_chunk_and_agree_with_topk() {
     assert_eq!((all["target_ranks"].0, all["target_ranks"].1.clone()), (Dtype::I64, vec![7]));
     assert_eq!((all["top_ids"].0, all["top_ids"].1.clone()), (Dtype::I64, vec![7, 150]));
     assert_eq!((all["top_logprobs"].0, all["top_logprobs"].1.clone()), (Dtype::F32, vec![7, 150]));
-    let mass: f64 = floats(&all["top_logprobs"].2)[..150].iter().map(|l| f64::from(*l).exp()).sum();
+    let mass: f64 = f32s(&all["top_logprobs"].2)[..150].iter().map(|l| f64::from(*l).exp()).sum();
     assert!((mass - 1.0).abs() < 1e-4, "{mass}");
     let rank = i64::from_le_bytes(all["target_ranks"].2[8..16].try_into().unwrap()) as usize;
     let at = 150 + rank - 1;
@@ -142,10 +136,10 @@ fn logprobs_are_the_same_for_any_sharding_and_chunk_and_agree_with_topk() {
     assert_eq!(none["logprobs"], all["logprobs"]);
     let (_, processed) = run(&["logprobs", "--processed"]);
     assert_eq!(processed["row_status"].2, [0, 0, 2, 0, 0, 0, 0]);
-    let only = floats(&processed["logprobs"].2)[3];
+    let only = f32s(&processed["logprobs"].2)[3];
     assert!((-1e-7..=0.0).contains(&only), "the only id that row 3 allows: {only}");
-    assert_eq!(floats(&processed["logprobs"].2)[4], f32::NEG_INFINITY, "64 is not allowed");
-    assert!(floats(&processed["logprobs"].2)[2].is_nan(), "nothing is allowed");
+    assert_eq!(f32s(&processed["logprobs"].2)[4], f32::NEG_INFINITY, "64 is not allowed");
+    assert!(f32s(&processed["logprobs"].2)[2].is_nan(), "nothing is allowed");
 }
 
 #[test]

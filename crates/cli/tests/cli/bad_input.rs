@@ -121,13 +121,16 @@ fn bad_input_is_refused_with_a_sentence() {
         (only(&["--model", &file("nowhere")]), &["nowhere", "cannot be read"]),
         (only(&["--model", &file("empty_model")]), &["empty_model", "config.json"]),
         (only(&["--model", &head]), &["head.safetensors", "wanted a Hugging Face model folder, got a file"]),
-        (only(&["--head", &file("nowhere")]), &["nowhere"]),
+        (only(&["--head", &file("nowhere")]), &["nowhere", "a head: or a .gguf file"]),
         (only(&["--head", &file("junk")]), &["junk"]),
         (only(&["--head", &file("empty")]), &["empty"]),
         (only(&["--head", &file("short")]), &["short"]),
         (only(&["--head", files.folder.path().to_str().unwrap()]), &["folder"]),
         (only(&["--head", &head, "--tensor", "head"]), &["tensor head", "lm_head.weight"]),
-        (with(&["--config", &file("bad.toml")]), &["bad.toml", "unknown field `lmhead_size`"]),
+        (
+            with(&["--config", &file("bad.toml")]),
+            &["bad.toml, line 1: wanted a key of", "got `lmhead_size`; did you mean"],
+        ),
         (with(&["--config", &file("nowhere.toml")]), &["nowhere.toml: cannot be read"]),
         (with(&["--config", &file("sizes.toml")]), &["hidden_size", "21", "20"]),
         (with(&["--config", &file("vocab.toml")]), &["151", "150"]),
@@ -408,4 +411,10 @@ fn bad_input_is_refused_with_a_sentence() {
         assert_eq!(text(&out.stdout), "", "{args:?}");
     }
     assert_eq!(files.entries(), before, "no file was made");
+
+    let out = lmhead(&["frob"]);
+    assert_eq!(out.status.code(), Some(2));
+    let wanted =
+        "error: subcommand: wanted run, plan, quantize, bench or doctor, got `frob`; `lmhead --help` says";
+    assert!(text(&out.stderr).starts_with(wanted), "{}", text(&out.stderr));
 }

@@ -65,6 +65,14 @@ fn read(path: &Path) -> Tensors {
     file.iter().map(|(name, view)| (name.to_string(), own(&view))).collect()
 }
 
+fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn i64s(bytes: &[u8]) -> Vec<i64> {
+    bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
+}
+
 fn floats(n: usize, seed: u32) -> Vec<f32> {
     let value = |i: usize| {
         ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) as f32 / (1 << 23) as f32 - 1.0
@@ -273,8 +281,10 @@ fn presets_run_with_any_quantisation_and_epilogue() {
         args.extend(extra);
         let printed = good(&args);
         assert!(printed.contains("check passed"), "{printed}");
-        assert!(printed.contains("of 28 output rows (28 hidden rows: synthetic, seed"), "{printed}");
+        assert!(printed.contains("\n28 output rows (28 hidden rows: synthetic, seed"), "{printed}");
     }
+    let printed = good(&["run", "--preset", "tiny", "--request", "logprobs:3"]);
+    assert!(printed.contains("seed 0; targets: synthetic), exact counts: logprobs:3"), "{printed}");
     let printed = good(&["run", "--preset", "tiny", "--dp", "3", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&printed).unwrap();
     let rows: Vec<u64> =

@@ -2,14 +2,6 @@
 
 use super::*;
 
-fn f32s(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-}
-
-fn i64s(bytes: &[u8]) -> Vec<i64> {
-    bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
-}
-
 /// A model folder with this `config.json` and these tensors.
 fn folder(files: &Files, name: &str, config: &str, tensors: &[Tensor]) -> String {
     std::fs::create_dir_all(files.path(name)).unwrap();

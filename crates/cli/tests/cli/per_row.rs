@@ -37,14 +37,6 @@ fn run(files: &Files, more: &[Tensor], args: &[&str]) -> (String, Answer) {
     (text(&ended.stderr), read(&files.path("out")))
 }
 
-fn i64s(bytes: &[u8]) -> Vec<i64> {
-    bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
-}
-
-fn f32s(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-}
-
 #[test]
 fn each_row_is_sampled_as_its_own_tensors_say() {
     let files = Files::new();
@@ -127,9 +119,9 @@ fn positions_are_each_rows_own() {
         (i64s(&read(&files.path("out"))["sampled"].2), json["request"].as_str().unwrap().to_string())
     };
     let (places, words) = sample(None);
-    assert_eq!(words, "sample: temperature 8, top_k 0, top_p 1, min_p 0, seed 0");
+    assert_eq!(words, "sample; temperature 8, top_k 0, top_p 1, min_p 0, seed 0");
     let (given, words) = sample(Some(&[0, 1, 2, 3, 4, 5, 6]));
-    assert_eq!(words, "sample: temperature 8, top_k 0, top_p 1, min_p 0, seed 0, each row's own position");
+    assert_eq!(words, "sample; temperature 8, top_k 0, top_p 1, min_p 0, seed 0, each row's own position");
     assert_eq!(given, places, "a row's position is its output row where nothing is said");
     let (moved, _) = sample(Some(&[6, 5, 5, 5, 2, 1, 0]));
     let wanted: Vec<i64> = [6, 5, 5, 5, 2, 1, 0].map(|at| places[at]).into();

@@ -24,7 +24,7 @@ fn a_plan_is_what_a_run_measures() {
         ("chunks", "logprobs_chunk_bytes = 20000"),
         ("f32", "hidden_dtype = \"f32\""),
     ];
-    let verify = ["verify = \"always\"", "verify = \"warm_up\""];
+    let verify = ["verify = \"always\"", "verify = \"prepare\""];
     for (name, text) in settings {
         for (v, verify) in verify.iter().enumerate() {
             std::fs::write(files.path(&format!("{name}{v}.toml")), format!("{text}\n{verify}")).unwrap();
@@ -134,7 +134,7 @@ fn a_plan_is_what_a_run_measures() {
 fn the_table_over_group_sizes() {
     let files = Files::new();
     // Two collectives, as in the table, because there are no headers.
-    std::fs::write(files.path("bare.toml"), "verify = \"warm_up\"").unwrap();
+    std::fs::write(files.path("bare.toml"), "verify = \"prepare\"").unwrap();
     let args = "--preset deepseek-v3 --dp 32 --machine h100-nvlink,h100-infiniband --logits-dtype bf16";
     let config = files.name("bare.toml");
     let args: Vec<&str> = args.split(' ').chain(["--config", &config]).collect();
@@ -190,7 +190,7 @@ fn the_table_over_group_sizes() {
 #[test]
 fn every_collective_costs_its_latency() {
     let files = Files::new();
-    for (v, verify) in ["always", "warm_up"].iter().enumerate() {
+    for (v, verify) in ["always", "prepare"].iter().enumerate() {
         std::fs::write(files.path(&format!("v{v}.toml")), format!("verify = \"{verify}\"")).unwrap();
     }
     // Rounds of a verified step that exchanges whole logits, and of one that exchanges candidates.

@@ -198,7 +198,7 @@ fn errors_are_what_they_are_said_to_be() {
     let (source, out) = (files.name("source"), files.name("int8"));
     let report = quantize(&["--head", &source, "--out", &out, "--rows", "5", "--seed", "11"]);
 
-    let weights: Vec<f32> = tensor.3.as_chunks::<4>().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
+    let weights = f32s(&tensor.3);
     let squares: Vec<(f64, f64)> = weights
         .chunks(hidden)
         .map(|row| {

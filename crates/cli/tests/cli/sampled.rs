@@ -16,7 +16,7 @@ fn sampled(files: &Files, args: &[&str]) -> Vec<i64> {
     let (dtype, shape, bytes) = &answer["sampled"];
     assert_eq!((*dtype, &shape[..]), (Dtype::I64, &[7usize][..]));
     assert_eq!(answer["row_status"].2, [0; 7]);
-    bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
+    i64s(bytes)
 }
 
 #[test]
@@ -71,13 +71,7 @@ fn options_that_leave_one_id_give_the_largest_logit_and_seeds_matter_otherwise()
             .status
             .success()
     );
-    let argmax: Vec<i64> = read(&files.path("out"))["argmax"]
-        .2
-        .as_chunks::<8>()
-        .0
-        .iter()
-        .map(|b| i64::from_le_bytes(*b))
-        .collect();
+    let argmax = i64s(&read(&files.path("out"))["argmax"].2);
     for options in [
         &["--temperature", "0"][..],
         &["--temperature", "-0"],
@@ -134,7 +128,7 @@ fn a_token_comes_with_its_logprob_its_rank_and_the_best_ids() {
         assert_eq!(told["row_status"].2, row_status);
 
         // The same ids as targets; rows without a token have none.
-        let ids = told["sampled"].2.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
+        let ids = i64s(&told["sampled"].2).into_iter();
         let ids: Vec<i64> = ids.map(|id| if id == -1 { -100 } else { id }).collect();
         let inputs = [inputs, vec![super::adjusted::targets(&ids)]].concat();
         let (_, want) = answered(&files, &inputs, &[&["logprobs:4"][..], processed].concat());
@@ -160,7 +154,10 @@ fn a_token_comes_with_its_logprob_its_rank_and_the_best_ids() {
     let json = good(&["run", "--preset", "tiny", "--request", "sample:3", "--json", "--check"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let request = json["request"].as_str().unwrap();
-    assert!(request.starts_with("sample with logprobs:3: temperature 1, top_k 0"), "{request}");
+    assert!(
+        request.starts_with("sample, with logprobs of the token and of the 3 best ids; temperature 1"),
+        "{request}"
+    );
     // For each of 28 rows: the token, its logprob and its rank, and three ids with their logprobs.
     assert_eq!(json["check"]["values"], 28 * 9);
 }

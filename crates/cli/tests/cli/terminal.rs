@@ -90,6 +90,7 @@ const RUN: [&str; 9] =
     ["run", "--preset", "tiny", "--rows", "3,0,2", "--lmhead-tp-size", "3", "--check", "--seed=1"];
 const PLAN: [&str; 9] =
     ["plan", "--preset", "deepseek-v3", "--dp", "8", "--machine", "h100-nvlink", "--kernels", "h100"];
+const KERNELS: [&str; 7] = ["plan", "--preset", "deepseek-v3", "--rows", "28", "--kernels", "h100"];
 const PROFILE: [&str; 7] = ["plan", "--preset", "tiny", "--dp", "4", "--profile", "cpu2-processes"];
 
 #[test]
@@ -100,7 +101,7 @@ fn everything_fits_eighty_columns() {
     let subcommands = ["run", "plan", "quantize", "bench", "doctor"];
     let help = subcommands.map(|subcommand| vec![subcommand, "--help"]);
     let reports =
-        [&RUN[..], &PLAN, &PROFILE, &BENCH, &quantize, &["doctor"]].map(|arguments| arguments.to_vec());
+        [&RUN[..], &PLAN, &KERNELS, &PROFILE, &BENCH, &quantize, &["doctor"]].map(|args| args.to_vec());
     for args in reports.iter().chain(&help) {
         let shown = shown(80, args);
         assert!(shown.lines().count() > 5, "{args:?}:\n{shown}");
@@ -110,6 +111,35 @@ fn everything_fits_eighty_columns() {
             assert!(columns <= 80, "{args:?}: {columns} columns: {line}");
         }
     }
+}
+
+#[test]
+fn numbers_of_a_table_stay_whole() {
+    for args in [&PLAN[..], &KERNELS, &PROFILE] {
+        // In a pipe no table is narrowed: each row of it has one line.
+        let rows = |printed: &str| {
+            let row = |line: &str| line.starts_with('│').then(|| line.split_whitespace().collect::<String>());
+            printed.lines().filter_map(row).collect::<Vec<_>>()
+        };
+        assert_eq!(rows(&shown(80, args)), rows(&good(args)), "{args:?}");
+    }
+}
+
+#[test]
+fn an_error_wraps_between_words() {
+    let args = ["run", "--preset", "gpt-9"];
+    let (mut shows, writes) = terminal(50);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lmhead"));
+    command.args(args);
+    let mut child = command.stdout(Stdio::null()).stderr(writes).spawn().unwrap();
+    drop(command);
+    let mut shown = Vec::new();
+    let _ = shows.read_to_end(&mut shown);
+    child.wait().unwrap();
+    let (shown, piped) = (text(&shown), text(&lmhead(&args).stderr));
+    assert!(shown.lines().count() > 1 && shown.lines().all(|line| line.trim_end().len() <= 50), "{shown}");
+    assert_eq!(piped.lines().count(), 1, "{piped}");
+    assert!(shown.split_whitespace().eq(piped.split_whitespace()), "{shown}\n{piped}");
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn as_many_steps_run_before_the_timed_ones_as_are_asked_for() {
     assert_eq!(rounds(&["--steps", "8"]), (3, 3));
     assert_eq!(rounds(&["--steps", "1", "--warm-up", "2"]), (2, 3));
     assert_eq!(rounds(&["--steps", "2", "--warm-up", "3"]), (3, 3));
-    std::fs::write(files.path("c.toml"), "verify = \"warm_up\"").unwrap();
+    std::fs::write(files.path("c.toml"), "verify = \"prepare\"").unwrap();
     for warm_up in ["0", "1", "2"] {
         assert_eq!(rounds(&["--steps", "1", "--warm-up", warm_up]).1, 2, "no timed step is verified");
     }

@@ -4,14 +4,16 @@
 //! only one tile of rows is left, the other half of a block is unused.
 //!
 //! A block goes over k in parts, k-blocks. Up to 32 rows, the sums stay in their tiles for the whole of k,
-//! and a k-block only decides in which order weights are prefetched. With more rows, all rows are multiplied
-//! with a k-block of 32 weight rows before the next k-block, while that k-block is in the caches; the sums
-//! of the other rows wait in memory. Rows that do not fit the L2 cache are read from beyond it in each call.
-//! Then a call takes several blocks of the vocabulary, and with each k-block goes over all of their ids.
+//! and a k-block only decides what is prefetched or widened together. With more rows, all rows are
+//! multiplied with a k-block of 32 weight rows before the next k-block, while that k-block is in the caches;
+//! the sums of the other rows wait in memory. Rows that do not fit the L2 cache are read from beyond it in
+//! each call. Then a call takes several blocks of the vocabulary, and with each k-block goes over all of
+//! their ids.
 //!
-//! While a k-block is multiplied, the one behind it is made ready, a part at each step ([`Ahead`]): weights
-//! are prefetched, and those that are stored as bytes for bf16 rows are widened into the second of two
-//! panels. So the vector units work while the tile unit does.
+//! While a k-block is multiplied, later ones are made ready, a part at each step ([`Lookahead`]). Weights
+//! that are multiplied as stored are prefetched one k-block ahead. Bytes for bf16 rows are prefetched two
+//! k-blocks ahead, and widened one k-block ahead into the second of two panels: so the vector units work
+//! while the tile unit does.
 
 use super::{Line, PackedTiles, STEP, Shape, TILE, TILE_BYTES, Tiles};
 use crate::BLOCK;
@@ -51,9 +53,9 @@ const IDS: usize = ID_TILES * TILE;
 /// Lines that hold the sums of a block.
 const BLOCK_SUMS: usize = ID_TILES * ROW_TILES * TILE;
 /// Steps of k in a k-block. An even number, since 64 bytes of weights that are widened are two steps.
-const K_BLOCK: usize = 16;
+const K_BLOCK_STEPS: usize = 16;
 /// Lines of a panel of widened weights: 32 KiB.
-const PANEL: usize = K_BLOCK * IDS;
+const PANEL: usize = K_BLOCK_STEPS * IDS;
 
 /// The most blocks of the vocabulary that a call with `rows` rows takes. With 256 rows the sums of these are
 /// 256 KiB.
@@ -62,7 +64,7 @@ pub(crate) fn blocks_at_once(rows: usize) -> usize {
 }
 
 /// Memory of one thread, reused from call to call: 64 KiB of widened weights, and 256 bytes of sums for each
-/// row and block of a call.
+/// block of a call and each of its rows, rounded up to 32.
 #[derive(Debug, Default)]
 pub(crate) struct AmxScratch {
     /// `[groups of ids, sets of rows, 4 tiles, 16 ids]`, each line 16 rows.
@@ -169,7 +171,7 @@ impl Walk<'_> {
 
     /// Number of k-blocks.
     fn k_blocks(&self) -> usize {
-        self.rows.steps().div_ceil(K_BLOCK)
+        self.rows.steps().div_ceil(K_BLOCK_STEPS)
     }
 
     /// Number of work items: every k-block of every group.
@@ -191,18 +193,20 @@ impl Walk<'_> {
 
     /// The first step of k-block `k_block`, and the number of its steps.
     fn steps_of(&self, k_block: usize) -> (usize, usize) {
-        let first = k_block * K_BLOCK;
-        (first, K_BLOCK.min(self.rows.steps() - first))
+        let first = k_block * K_BLOCK_STEPS;
+        (first, K_BLOCK_STEPS.min(self.rows.steps() - first))
     }
 
-    /// The weights of work item `item` to prefetch, in `parts` parts; behind the last one, those with which
+    /// The weights of work item `item` to prefetch during `over` steps; behind the last one, those with which
     /// the next call begins.
-    fn prefetch(&self, item: usize, parts: usize) -> Prefetch {
-        let (id, k_block) = if item < self.items() {
-            let (group, k_block) = self.item(item);
-            (self.first_id(group, 0), k_block)
-        } else {
-            (self.ids, 0)
+    fn prefetch(&self, item: usize, over: usize) -> Prefetch {
+        let (id, k_block) = match item.checked_sub(self.items()) {
+            None => {
+                let (group, k_block) = self.item(item);
+                (self.first_id(group, 0), k_block)
+            }
+            Some(n) if self.sets() == 1 => (self.ids, n.min(self.k_blocks() - 1)),
+            Some(n) => (self.ids + n * IDS, 0),
         };
         let (first, steps) = self.steps_of(k_block);
         let at = id * self.row_bytes + first * self.kind.step();
@@ -210,7 +214,7 @@ impl Walk<'_> {
         let lines = ((steps * self.kind.step()).div_ceil(STEP), STEP);
         let along_k = self.rows.tiles() == 1 || self.kind.widens();
         let (outer, inner) = if along_k { (ids, lines) } else { (lines, ids) };
-        Prefetch::new(self.weights.as_ptr().wrapping_add(at), outer, inner, parts)
+        Prefetch::new(self.weights.as_ptr().wrapping_add(at), outer, inner, over)
     }
 
     /// Weights that are widened.
@@ -289,7 +293,7 @@ impl Walk<'_> {
         set: usize,
         first: usize,
         steps: usize,
-        ahead: &mut impl Ahead,
+        ahead: &mut impl Lookahead,
     ) {
         let x = self.rows_of(set, first);
         if self.rows.tiles() - set * ROW_TILES >= ROW_TILES {
@@ -316,8 +320,8 @@ impl Walk<'_> {
         }
     }
 
-    /// The weights of work item `item`, if there is one, to widen in `parts` parts.
-    fn widening<'w, T: Tiles>(&'w self, item: usize, parts: usize, panel: &'w mut [Line]) -> Widening<'w, T> {
+    /// The weights of work item `item`, if there is one, to widen during `over` steps.
+    fn widening<'w, T: Tiles>(&'w self, item: usize, over: usize, panel: &'w mut [Line]) -> Widening<'w, T> {
         let there = item < self.items();
         let (group, k_block) = if there { self.item(item) } else { (0, 0) };
         let rows = if there { ID_TILES * self.shape.ids } else { 0 };
@@ -327,8 +331,8 @@ impl Walk<'_> {
             steps: self.steps_of(k_block),
             panel,
             rows: 0..rows,
-            part: rows.div_ceil(parts),
-            prefetch: self.prefetch(item + 1, parts),
+            rows_per_step: rows.div_ceil(over),
+            prefetch: self.prefetch(item + 1, over),
             tiles: PhantomData,
         }
     }
@@ -396,61 +400,66 @@ impl<'a> Operand<'a> {
 }
 
 /// What is done for later k-blocks while one is multiplied.
-trait Ahead {
-    /// Does the next part.
-    fn part(&mut self);
+trait Lookahead {
+    /// Does the part that belongs to a step.
+    fn step(&mut self);
 }
 
-/// Weights to prefetch: cache lines in an outer and an inner order, so many at each part.
+/// Weights to prefetch: cache lines in an outer and an inner order, a fixed number at each step.
 ///
-/// With one tile of rows the inner order is along k: a processor recognises such a sequence, and reads ahead
-/// of it. With more rows it is that of the tiles, one line of each id, and reading ahead would disturb their
-/// loads. Measured on an Intel Xeon with AMX: the first order was 1.13 to 1.39 times as fast as the second
-/// with one row, and 0.79 to 1.02 times with 28.
+/// Where steps are short (one tile of rows) or weights are widened, the inner order is along k: a processor
+/// recognises such a sequence, and reads ahead of it. Else it is that of the tiles, one line of each id.
+/// Measured on an Intel Xeon with AMX: the first order is faster with one row, the second one with 28.
 struct Prefetch {
     /// The first line of the inner order.
     first: *const u8,
     /// Bytes from one line to the next, in each order.
     outer_bytes: usize,
     inner_bytes: usize,
-    /// Runs of an inner order, and the next one.
+    /// How many runs of lines an inner order has, and which one is next.
     runs: usize,
     run: usize,
     /// Runs that are left in all.
     left: usize,
-    /// Runs of a part.
-    part: usize,
+    runs_per_step: usize,
 }
 
 impl Prefetch {
-    /// Lines of a run, which are prefetched together.
+    /// Lines of a run, which are prefetched together. The last run of an inner order may go beyond it.
     const RUN: usize = 8;
 
-    /// `outer` times `inner` lines from `first` on, each order given as its number of lines and the bytes
-    /// between them.
-    fn new(first: *const u8, outer: (usize, usize), inner: (usize, usize), parts: usize) -> Prefetch {
+    /// `outer` times `inner` lines from `first` on, in `steps` steps; each order is given as its number of
+    /// lines and the bytes between them.
+    fn new(first: *const u8, outer: (usize, usize), inner: (usize, usize), steps: usize) -> Prefetch {
         let runs = inner.0.div_ceil(Self::RUN);
         let left = outer.0 * runs;
-        let part = left.div_ceil(parts);
-        Prefetch { first, outer_bytes: outer.1, inner_bytes: inner.1, runs, run: 0, left, part }
+        let runs_per_step = left.div_ceil(steps);
+        Prefetch { first, outer_bytes: outer.1, inner_bytes: inner.1, runs, run: 0, left, runs_per_step }
+    }
+
+    /// The first line of the next run.
+    #[inline(always)]
+    fn next_run(&mut self) -> Option<*const u8> {
+        self.left = self.left.checked_sub(1)?;
+        let line = self.first.wrapping_add(self.run * Self::RUN * self.inner_bytes);
+        self.run += 1;
+        if self.run == self.runs {
+            (self.run, self.first) = (0, self.first.wrapping_add(self.outer_bytes));
+        }
+        Some(line)
     }
 }
 
-impl Ahead for Prefetch {
+impl Lookahead for Prefetch {
     #[inline(always)]
-    fn part(&mut self) {
-        for _ in 0..self.part.min(self.left) {
-            let mut line = self.first.wrapping_add(self.run * Self::RUN * self.inner_bytes);
+    fn step(&mut self) {
+        for _ in 0..self.runs_per_step {
+            let Some(mut line) = self.next_run() else { return };
             for _ in 0..Self::RUN {
                 prefetch(line);
                 line = line.wrapping_add(self.inner_bytes);
             }
-            self.run += 1;
-            if self.run == self.runs {
-                (self.run, self.first) = (0, self.first.wrapping_add(self.outer_bytes));
-            }
         }
-        self.left = self.left.saturating_sub(self.part);
     }
 }
 
@@ -463,8 +472,7 @@ struct Widening<'a, T> {
     panel: &'a mut [Line],
     /// Weight rows of the group that are left.
     rows: Range<usize>,
-    /// Rows that are widened at a time.
-    part: usize,
+    rows_per_step: usize,
     prefetch: Prefetch,
     tiles: PhantomData<T>,
 }
@@ -493,11 +501,11 @@ impl<T: Tiles> Widening<'_, T> {
     }
 }
 
-impl<T: Tiles> Ahead for Widening<'_, T> {
+impl<T: Tiles> Lookahead for Widening<'_, T> {
     #[inline(always)]
-    fn part(&mut self) {
-        self.prefetch.part();
-        for _ in 0..self.part {
+    fn step(&mut self) {
+        self.prefetch.step();
+        for _ in 0..self.rows_per_step {
             let Some(row) = self.rows.next() else { return };
             self.row(row);
         }
@@ -510,10 +518,10 @@ fn two_by_two<T: Tiles, D: Dot>(
     w: &Operand<'_>,
     x: &Operand<'_>,
     steps: usize,
-    ahead: &mut impl Ahead,
+    ahead: &mut impl Lookahead,
 ) {
     for step in 0..steps {
-        ahead.part();
+        ahead.step();
         x.load::<T, 6>(tiles, 0, step);
         w.load::<T, 4>(tiles, 0, step);
         D::dot::<T, 0, 4, 6>(tiles);
@@ -531,10 +539,10 @@ fn two_by_one<T: Tiles, D: Dot>(
     w: &Operand<'_>,
     x: &Operand<'_>,
     steps: usize,
-    ahead: &mut impl Ahead,
+    ahead: &mut impl Lookahead,
 ) {
     for step in 0..steps {
-        ahead.part();
+        ahead.step();
         x.load::<T, 6>(tiles, 0, step);
         w.load::<T, 4>(tiles, 0, step);
         D::dot::<T, 0, 4, 6>(tiles);
@@ -603,6 +611,28 @@ impl Work for Deliver<'_, '_> {
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compares with all lines of both orders, for numbers of lines below and above a run's, in one step and
+    /// in more steps than there are lines.
+    #[test]
+    fn every_line_is_prefetched_once_and_in_order() {
+        for (outer, inner, steps) in
+            [(32, 16, 16), (32, 16, 2), (32, 8, 1), (1, 1, 5), (3, 5, 1), (10, 32, 400)]
+        {
+            let mut prefetch = Prefetch::new(std::ptr::null(), (outer, 1 << 20), (inner, STEP), steps);
+            assert!(prefetch.runs_per_step * steps >= outer * prefetch.runs, "all of it within the steps");
+            let runs = std::iter::from_fn(|| prefetch.next_run());
+            let got: Vec<usize> = runs.map(|line| line.addr()).collect();
+            let of_inner = (0..inner).step_by(Prefetch::RUN);
+            let want = (0..outer).flat_map(|o| of_inner.clone().map(move |i| (o << 20) + i * STEP));
+            assert!(got.into_iter().eq(want), "{outer} x {inner} lines in {steps} steps");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Compares the matmul by tiles with sums written out, for shapes of every form and tails of every kind.
+//! Compares the matmul by tiles with sums written out, for blocks of every shape and tails of every kind.
 
 use super::emulated::Emulated;
 use super::{
@@ -166,8 +166,9 @@ const KINDS: [AmxOperands; 4] =
 
 fn cases() -> impl Strategy<Value = Case> {
     let rows = prop_oneof![3 => 1usize..=16, 3 => 17usize..=32, 2 => 33usize..=100];
-    // Steps of 32 or 64 elements; k-blocks of 8 or 16 steps.
-    let hidden = prop_oneof![2 => 1usize..=130, 2 => 131usize..=700, 1 => (1usize..=24).prop_map(|n| n * 64)];
+    // Steps of 32 or 64 elements; k-blocks of 16 steps.
+    let hidden =
+        prop_oneof![2 => 1usize..=130, 2 => 131usize..=2200, 1 => (1usize..=34).prop_map(|n| n * 64)];
     let ids = prop_oneof![1 => 1usize..16, 2 => 16usize..=BLOCK];
     let data = prop::sample::select(vec![Data::Usual, Data::Any, Data::Tiny]);
     (prop::sample::select(&KINDS[..]), rows, hidden, ids, data, any::<u64>())
@@ -257,19 +258,22 @@ fn blocks_at_once_are_the_blocks_one_by_one() {
     }
 }
 
-/// Shapes that take every path through the blocks: one, two and four tiles; several k-blocks, whole and
-/// partial; tails of one byte and of 62.
+/// Shapes that take every path through the blocks: one, two and more tiles of ids and of rows; one k-block
+/// and several, whole and partial, of each kind of weights; tails of one byte and of 62.
 fn every_way() -> impl Iterator<Item = Case> {
     let shapes = [
         (1, 1, 1),
         (1, 600, 64),
+        (1, 1100, 64),
         (3, 31, 5),
         (8, 257, 33),
         (16, 33, 17),
         (17, 1056, 64),
         (31, 95, 16),
         (32, 64, 50),
+        (16, 2100, 40),
         (33, 550, 20),
+        (33, 1100, 20),
         (49, 1037, 64),
         (64, 32, 3),
     ];

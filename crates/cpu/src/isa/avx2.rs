@@ -115,7 +115,7 @@ impl Arith for Avx2 {
     fn i8_to_f32(quad: [__m256i; 2]) -> [[__m256i; 2]; 4] {
         // SAFETY: AVX2 as above.
         let value = |top| unsafe { _mm256_castps_si256(_mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(top))) };
-        let both = |i| [value(spread(quad[0], i)), value(spread(quad[1], i))];
+        let both = |i| [value(bytes_to_dword_tops(quad[0], i)), value(bytes_to_dword_tops(quad[1], i))];
         [both(0), both(1), both(2), both(3)]
     }
 
@@ -133,7 +133,7 @@ impl Arith for Avx2 {
             let value = _mm256_mul_ps(_mm256_castsi256_ps(moved), shift_exponent);
             _mm256_or_si256(_mm256_castps_si256(value), nan)
         };
-        let both = |i| [value(spread(quad[0], i)), value(spread(quad[1], i))];
+        let both = |i| [value(bytes_to_dword_tops(quad[0], i)), value(bytes_to_dword_tops(quad[1], i))];
         [both(0), both(1), both(2), both(3)]
     }
 
@@ -160,7 +160,7 @@ impl Arith for Avx2 {
 
 /// Moves byte 4i + j of each chunk to the top of its dword j, with zeros below.
 #[inline(always)]
-fn spread(half: __m256i, i: i8) -> __m256i {
+fn bytes_to_dword_tops(half: __m256i, i: i8) -> __m256i {
     let top = |j| 4 * i + j;
     let ([a, b, c, d], zero) = ([top(0), top(1), top(2), top(3)], -1);
     // SAFETY: private to this file, whose callers run where AVX2 was detected.

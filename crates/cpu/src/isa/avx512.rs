@@ -110,7 +110,7 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
     fn i8_to_f32(quad: __m512i) -> [__m512i; 4] {
         // SAFETY: AVX-512 F as above.
         let value = |top| unsafe { _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(top))) };
-        [0, 1, 2, 3].map(|i| value(spread(quad, i)))
+        [0, 1, 2, 3].map(|i| value(bytes_to_dword_tops(quad, i)))
     }
 
     /// As for AVX2.
@@ -126,7 +126,7 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
             let value = _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(moved), shift_exponent));
             _mm512_mask_mov_epi32(value, nan, _mm512_set1_epi32(-1))
         };
-        [0, 1, 2, 3].map(|i| value(spread(quad, i)))
+        [0, 1, 2, 3].map(|i| value(bytes_to_dword_tops(quad, i)))
     }
 
     #[inline(always)]
@@ -198,7 +198,7 @@ fn by_quad() -> __m512i {
 
 /// Moves byte 4i + j of each chunk to the top of its dword j, with zeros below.
 #[inline(always)]
-fn spread(quad: __m512i, i: i8) -> __m512i {
+fn bytes_to_dword_tops(quad: __m512i, i: i8) -> __m512i {
     let (a, zero) = (4 * i, -128);
     // SAFETY: private to this file, whose callers run where AVX-512 F and BW were detected.
     unsafe {

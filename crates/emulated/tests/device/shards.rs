@@ -12,7 +12,7 @@ use lmhead::memory::{Memory, SpanMut, Stream};
 use lmhead::merge::PartialSpec;
 use lmhead::plan::{Plan, Precision, Shape, WeightLayout};
 use lmhead::rows::HiddenRows;
-use lmhead::weights::{DeviceMatrix, HeadShard, Matrix};
+use lmhead::weights::{DeviceMatrix, HeadShard};
 use lmhead::{DType, Quantization};
 use lmhead_emulated::EmulatedDevice;
 use lmhead_testkit::TestHead;
@@ -36,7 +36,7 @@ fn device(schedule: u64) -> EmulatedDevice {
         6 => device,
         _ => device.sms(3),
     };
-    if schedule.is_multiple_of(3) { device.unlocked() } else { device }
+    if schedule.is_multiple_of(3) { device.unpinned() } else { device }
 }
 
 proptest! {
@@ -147,7 +147,7 @@ fn a_workspace_for_some_rows_does_for_fewer() {
 
 #[test]
 fn a_repeated_call_makes_nothing_and_multiplies_once() {
-    for device in [EmulatedDevice::new(1), EmulatedDevice::new(1).unlocked()] {
+    for device in [EmulatedDevice::new(1), EmulatedDevice::new(1).unpinned()] {
         let backend = backend_of(device.clone(), false);
         let done = || {
             let counts = device.counts();
@@ -171,13 +171,7 @@ fn an_engines_own_weights_are_used_in_place_and_another_devices_are_refused() {
         let backend = EmulatedDevice::new(1).numbered(3).backend();
         let own = Backend::memory(&backend);
         // A pitch larger than a copy would have.
-        let (bytes, scales): (&[u8], &[f32]) = match shard.matrix() {
-            Matrix::F32(_) => unreachable!("no kernel takes it"),
-            Matrix::F16(w) => (bytemuck::cast_slice(w), &[]),
-            Matrix::Bf16(w) => (bytemuck::cast_slice(w), &[]),
-            Matrix::I8 { values, scales } => (bytemuck::cast_slice(values), scales),
-            Matrix::E4m3 { values, scales } => (values, scales),
-        };
+        let (bytes, scales) = (shard.matrix().as_bytes(), shard.scales().unwrap_or_default());
         let row_bytes = bytes.len() / vocab;
         let pitch = row_bytes.next_multiple_of(16) + 32;
         let mut padded = vec![0xff; vocab * pitch];
@@ -332,7 +326,7 @@ fn bad_buffers_are_refused_by_name_before_anything_is_launched() {
         Some(span(host, start, 4608)),
         "workspace: wanted memory of device 0, got host memory",
     );
-    // Besides the bars, 72 bytes for each of 3 rows of five parts: pieces of 16 ids, the most that a plan
+    // Besides the bars, 72 bytes for each of 3 rows of five parts: tiles of 16 ids, the most that a plan
     // has.
     let partials = || Out::Partials(spec, span(own, data, bytes));
     refused(partials(), Some(span(own, start, 5943)), "workspace: wanted 5944 bytes for 3 rows, got 5943");
@@ -350,7 +344,7 @@ fn partials_multiply_once_for_as_many_rows_as_the_workspace_allows() {
     let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None, placed: None };
     let spec = PartialSpec { k: 3, sum: true, targets: 0 };
     let mut first = None;
-    // Partials of that many rows fit at once: 64 bytes a row for each of four parts, pieces of 16 ids, which
+    // Partials of that many rows fit at once: 64 bytes a row for each of four parts, tiles of 16 ids, which
     // are the most that a plan has.
     const PARTS: usize = 4;
     for (held, lends_more, products) in [(1, false, 9), (4, false, 3), (9, false, 1), (2, true, 1)] {

@@ -1,5 +1,5 @@
-//! The last wave of wgmma_matmul's tiles, cut into pieces: vocabularies around whole waves, pieces that lie
-//! in two packed blocks, single ids.
+//! The last wave of wgmma_matmul's tiles, cut into tail tiles: vocabularies around whole waves, tail tiles
+//! that lie in two packed blocks, single ids.
 
 use crate::seeds::seeds;
 use lmhead::DType;
@@ -19,8 +19,8 @@ fn limits() -> DeviceLimits {
     DeviceLimits { num_sms: SMS, ..DeviceLimits::H100 }
 }
 
-/// Whole waves, ids behind them, and ids of a piece: three pieces of 16; one id; pieces of which the last has
-/// one id, which begin 8, 16, 24, 40 and 48 ids behind a packed block's first, which end in the next one,
+/// Whole waves, ids behind them, and ids of a tail tile: three of 16; one id; tail tiles of which the last
+/// has one id, which begin 8, 16, 24, 40 and 48 ids behind a packed block's first, which end in the next one,
 /// also at an id that is no multiple of 8. With 128 ids also some of more than a packed block.
 const CUTS: [(usize, usize, u32); 11] = [
     (1, 48, 16),
@@ -36,9 +36,9 @@ const CUTS: [(usize, usize, u32); 11] = [
     (2, 355, 120),
 ];
 
-/// Every tile that may have pieces, with every epilogue operation, in the bits of the portable kernels.
+/// Every tile that may have tail tiles, with every epilogue operation, in the bits of the portable kernels.
 #[test]
-fn pieces_have_the_bits_of_whole_tiles() {
+fn tail_tiles_have_the_bits_of_whole_tiles() {
     // The row types of w8a8 only differ in how they are quantised.
     let precisions =
         PRECISIONS.into_iter().filter(|p| !matches!(p, Precision::W8a8(DType::F16 | DType::F32)));
@@ -59,7 +59,7 @@ fn pieces_have_the_bits_of_whole_tiles() {
                     assert_eq!(plan.tail.map(|tail| tail.ids), Some(ids), "{plan}");
                     plan
                 };
-                // One block for all pieces goes around its ring in the tail.
+                // One block for all tail tiles goes around its ring in the tail.
                 let alone = Plan { blocks: 1, ..with(3) };
                 let plans = [with(2), with(3), alone, with(4).without_tail(&limits())];
                 let device = EmulatedDevice::new(0).sms(SMS);
@@ -85,10 +85,10 @@ fn pieces_have_the_bits_of_whole_tiles() {
     }
 }
 
-/// Best logits, sums, counts of what beats targets, and draws of tiles and pieces: logits tie everywhere, and
-/// the largest is the last piece's last. Pieces have fewer ids than 64 candidates have places.
+/// Best logits, sums, counts of what beats targets, and draws of whole and tail tiles: logits tie everywhere,
+/// and the largest is the last tail tile's last. Tail tiles have fewer ids than 64 candidates have places.
 #[test]
-fn answers_of_pieces_are_the_cpu_backend_s() {
+fn answers_of_tail_tiles_are_the_cpu_backend_s() {
     let cpu = CpuBackend::new(Some(2)).expect("the CPU backend");
     for (seed, (ids, rows)) in (0..).zip([(49, 3), (192 + 49, 8), (2 * 192 + 85, 14), (384 + 257, 33)]) {
         let backend = EmulatedDevice::new(seed).sms(SMS).backend();
@@ -132,15 +132,15 @@ fn a_tail_that_no_kernel_takes_is_refused() {
     let plan = |block_m| Plan::with_packed_tile(Precision::Bf16, product.shape, tile(block_m), 2, &limits());
     let good = plan(8).expect("a plan");
     let of_rows = Plan::new(Precision::Bf16, product.shape, &limits()).expect("a plan");
-    let whole = good.tail.expect("pieces").whole_tiles;
+    let whole = good.tail.expect("tail tiles").whole_tiles;
     for (plan, whole_tiles, ids) in [
-        // No multiple of 8, none, as many as a tile; nothing left for pieces.
+        // No multiple of 8, none, as many as a tile; nothing left for tail tiles.
         (good, whole, 20),
         (good, whole, 0),
         (good, whole, 64),
         (good, 5, 16),
         (good, u32::MAX, 16),
-        // A cluster, and kernels without pieces.
+        // A cluster, and kernels without tail tiles.
         (plan(128).expect("a plan"), 0, 16),
         (of_rows, 0, 16),
     ] {

@@ -186,7 +186,7 @@ fn a_step_of_logprobs_stores_no_logits_and_multiplies_once() {
             let options = StepOptions { on_device: true, ..StepOptions::default() };
             let workspace = own.workspace(&counts, &request, options).expect("a size");
             // For each row a status word, a bar, and for each tile its partial: 40 bytes, candidates and a
-            // count. So few ids are all in pieces, of 16.
+            // count. So few ids are all in tail tiles, of 16.
             let tiles = VOCAB.div_ceil(16) * (40 + 8 * top_n.max(1) + 8);
             // And the rows in the layout of stages, up to a tile's 64.
             let staged = 64 * (2 * HIDDEN).next_multiple_of(128);

@@ -102,7 +102,7 @@ impl Sum {
             return Sum { top: i32::MIN, words: [0; 3] };
         };
         let word = |digit: i32| {
-            let pieces = terms.iter().map(|&(significand, exponent)| {
+            let parts = terms.iter().map(|&(significand, exponent)| {
                 let v = u64::from(significand) << exponent.rem_euclid(32);
                 match digit - exponent.div_euclid(32) {
                     0 => v & 0xffff_ffff,
@@ -110,7 +110,7 @@ impl Sum {
                     _ => 0,
                 }
             });
-            pieces.sum()
+            parts.sum()
         };
         Sum { top, words: [top - 2, top - 1, top].map(word) }
     }
@@ -315,7 +315,7 @@ fn logarithms_of_sums_are_within_the_promise() {
 fn full_words_are_merged_and_their_logarithm_taken() {
     let mut random = Random(24);
     let any = |random: &mut Random| {
-        // 2^30 terms: less than 2^62 of low pieces and 2^53 of high ones, all in the two words of their
+        // 2^30 terms: less than 2^62 of low halves and 2^53 of high ones, all in the two words of their
         // digits or spread over more.
         let words = [62, 62, 53].map(|bits| random.next() >> (64 - bits) >> (random.next() % 62));
         let near = random.below(7) as i32;

@@ -14,7 +14,7 @@ use lmhead_emulated::{Buffer, Device, LaunchConfig, emulated_kernel};
 /// Parts of 64 ids, for lanes of two warps; the last has fewer ids than there are places.
 const SHARDS: usize = 41;
 const VOCAB: usize = 64 * (SHARDS - 1) + 2;
-/// The same ids in a product's tiles: 39 whole ones, then pieces of 32, 32 and 2.
+/// The same ids in a product's tiles: 39 whole ones, then tail tiles of 32, 32 and 2.
 const WHOLE_TILES: usize = 39;
 const TAIL_IDS: usize = 32;
 const TILES: usize = WHOLE_TILES + 3;

@@ -67,7 +67,7 @@ enum Which {
     Widened,
     /// As the first, in clusters of two blocks.
     Cluster,
-    /// As the first, with a last wave in pieces.
+    /// As the first, with a last wave in tail tiles.
     Tail,
 }
 
@@ -87,13 +87,13 @@ impl Which {
             // A cluster has both tiles of ids. Of the second, only a quarter has weights; the second block
             // has five rows.
             Which::Cluster => Sizes { vocab: 300, rows: 133, tile: (256, 128, 1, 384) },
-            // Each of two blocks has a tile and a piece: ids 128 to 168, and 168 to 205, which are in two
-            // packed blocks.
+            // Each of two blocks has a whole and a tail tile: ids 128 to 168, and 168 to 205, which are in
+            // two packed blocks.
             Which::Tail => Sizes { vocab: 205, rows: 13, tile: (64, 16, 2, 160) },
         }
     }
 
-    /// A weight. With a last wave in pieces, the spare ids of its instructions are computed from what the
+    /// A weight. With a last wave in tail tiles, the spare ids of its instructions are computed from what the
     /// ring held before: columns 2, 3, 4, 1 and 2 of tiles whose last ids have opposite sums in columns 0 and
     /// 2.
     fn weight(self, id: usize, k: usize) -> i8 {
@@ -105,7 +105,7 @@ impl Which {
         }
     }
 
-    /// Multiplies the logits. With a last wave in pieces, those of spare ids would not be finite.
+    /// Multiplies the logits. With a last wave in tail tiles, those of spare ids would not be finite.
     fn scale(self) -> f32 {
         if self == Which::Tail { 3e36 } else { 2.0 }
     }

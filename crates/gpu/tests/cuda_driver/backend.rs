@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 const ROWS: usize = 11;
 
-fn cpu() -> CpuBackend {
+pub fn cpu() -> CpuBackend {
     CpuBackend::new(Some(1)).expect("the CPU backend")
 }
 
@@ -93,7 +93,7 @@ fn what_does_not_fit_the_staged_memory_goes_in_parts() {
 #[test]
 #[ignore = "needs the fake driver: what_does_not_fit_the_staged_memory_goes_in_parts runs it"]
 fn in_child_parts() {
-    // Logits of one row at a time are held, and 4 KiB are locked.
+    // Logits of one row at a time are held, and 4 KiB are pinned.
     let (small, whole) = (cuda().staged(4096).held(1), cpu());
     let (vocab, hidden, rows) = (1003, 90, 70);
     let shard = shard(vocab, hidden);

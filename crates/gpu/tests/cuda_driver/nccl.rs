@@ -22,6 +22,7 @@ use lmhead::exchange::nccl::{Nccl, NcclExchange};
 use lmhead::exchange::{Exchange, StreamMarks, WithDevice, local};
 use lmhead::result::{Request, TokenLogprobs};
 use lmhead_gpu::fake_nccl::FakeNccl;
+use lmhead_testkit::TestHead;
 use lmhead_testkit::product::shards::backend_of;
 use lmhead_testkit::product::shared_device::pieces_arrive_between;
 use lmhead_testkit::requests::{self, Resident, steady_steps};
@@ -60,6 +61,10 @@ fn knew(fault: &str, rank: usize, took: Duration) {
 
 fn device(ordinal: usize) -> CudaDevice {
     CudaDevice::open(ordinal).expect("a device")
+}
+
+fn test_head() -> TestHead {
+    TestHead::random(300, 32, DType::Bf16, Quantization::None, 11)
 }
 
 fn backend(device: &CudaDevice) -> Arc<dyn Backend> {

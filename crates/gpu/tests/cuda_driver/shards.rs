@@ -1,8 +1,8 @@
 //! Loaded shards and the exchange of device memory on a driver that executes nothing before something waits
 //! for it.
 
+use super::backend::cpu;
 use super::{child, count};
-use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::cuda::CudaDevice;
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
@@ -14,10 +14,6 @@ use lmhead_testkit::product::shared_device::pieces_arrive;
 use lmhead_testkit::product::steady::{Done, steady};
 use lmhead_testkit::requests::{Resident, bad_inputs, steady_steps};
 use std::sync::Arc;
-
-fn cpu() -> CpuBackend {
-    CpuBackend::new(Some(1)).expect("the CPU backend")
-}
 
 #[test]
 fn answers_are_what_the_definitions_say_in_any_memory() {

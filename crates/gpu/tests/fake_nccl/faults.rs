@@ -157,14 +157,14 @@ fn in_child_creation() {
     bind(1);
     let code = nccl.ncclCommInitRankConfig(&mut comm, 3, id, 1, &config);
     assert_eq!((code, comm), (INTERNAL_ERROR, std::ptr::null_mut()));
-    assert_eq!(first.settle(), IN_PROGRESS, "its peers are missing");
+    assert_eq!(first.poll_state(), IN_PROGRESS, "its peers are missing");
     assert!(nccl.fake.stuck().contains("rank 0 of clique 1: ncclCommInitRank is in progress"));
     // A rank that leaves before all have come is never replaced.
     nccl.fake.set("INIT", Some("0"));
     let second = Rank::make(&nccl, 3, id, 1, &config);
     first.abort();
     let third = Rank::make(&nccl, 3, id, 2, &config);
-    assert_eq!([second.settle(), third.settle()], [IN_PROGRESS; 2]);
+    assert_eq!([second.poll_state(), third.poll_state()], [IN_PROGRESS; 2]);
     abort_all(&[second, third]);
     assert_eq!(nccl.fake.count("communicators"), 0);
 }
@@ -186,7 +186,7 @@ fn in_child_revoke() {
     for rank in &group.ranks {
         // SAFETY: a handle, which the fake nccl checks.
         assert_eq!(unsafe { revoke(rank.comm, 0) }, IN_PROGRESS);
-        assert_eq!(rank.settle(), SUCCESS);
+        assert_eq!(rank.poll_state(), SUCCESS);
         assert!(rank.ends());
     }
     assert_ne!(group.received(0), GATHERED);
@@ -206,7 +206,7 @@ fn in_child_revoke() {
         .ranks
         .iter()
         .map(|rank| {
-            assert_eq!(rank.settle(), SUCCESS);
+            assert_eq!(rank.poll_state(), SUCCESS);
             assert_eq!(nccl.ncclCommDestroy(rank.comm), SUCCESS);
             Rank { comm: children[rank.rank], ..*rank }
         })

@@ -84,7 +84,7 @@ macro_rules! functions {
 
             $(pub fn $name(&self, $($argument: $type),*) -> c_int {
                 // SAFETY: the fake nccl follows only handles that it gave out, and checks device addresses.
-                // Other pointers are to callers' stacks, and stay valid until the operation has settled.
+                // Other pointers are to callers' stacks, and stay valid until the operation has ended.
                 unsafe { (self.functions.$name)($($argument),*) }
             })*
         }
@@ -154,7 +154,7 @@ impl Nccl {
     }
 
     /// Polls until nothing is in progress, or long enough to conclude that it never ends; returns the state.
-    pub fn settle(&self, comm: Comm) -> c_int {
+    pub fn poll_state(&self, comm: Comm) -> c_int {
         (0..20).map(|_| self.state(comm)).find(|state| *state != IN_PROGRESS).unwrap_or(IN_PROGRESS)
     }
 
@@ -164,7 +164,7 @@ impl Nccl {
         let ranks: Vec<Rank<'_>> =
             (0..size).map(|rank| Rank::make(self, size, id, rank, &Config::new(false))).collect();
         for rank in &ranks {
-            assert_eq!(rank.settle(), SUCCESS, "{}", self.last_error(rank.comm));
+            assert_eq!(rank.poll_state(), SUCCESS, "{}", self.last_error(rank.comm));
         }
         ranks
     }
@@ -225,8 +225,8 @@ impl<'n> Rank<'n> {
         unsafe { result::ctx::set_current(self.context) }.expect("current");
     }
 
-    pub fn settle(&self) -> c_int {
-        self.nccl.settle(self.comm)
+    pub fn poll_state(&self) -> c_int {
+        self.nccl.poll_state(self.comm)
     }
 
     /// Device memory with these bytes, never freed.
@@ -245,7 +245,7 @@ impl<'n> Rank<'n> {
         assert_eq!(self.nccl.ncclGroupStart(), SUCCESS);
         calls(self.nccl);
         match self.nccl.ncclGroupEnd() {
-            IN_PROGRESS => self.settle(),
+            IN_PROGRESS => self.poll_state(),
             code => code,
         }
     }
@@ -408,7 +408,7 @@ pub fn windows(ranks: &[Rank<'_>], bytes: usize) -> (Vec<u64>, Vec<Window>) {
         assert_eq!(rank.register(*address, bytes, window), IN_PROGRESS);
     }
     for rank in ranks {
-        assert_eq!(rank.settle(), SUCCESS, "{}", rank.nccl.last_error(rank.comm));
+        assert_eq!(rank.poll_state(), SUCCESS, "{}", rank.nccl.last_error(rank.comm));
     }
     (memory, windows)
 }
@@ -419,7 +419,7 @@ pub fn end(ranks: &[Rank<'_>]) {
         assert_eq!(rank.nccl.ncclCommFinalize(rank.comm), IN_PROGRESS);
     }
     for rank in ranks {
-        assert_eq!(rank.settle(), SUCCESS);
+        assert_eq!(rank.poll_state(), SUCCESS);
         assert_eq!(rank.nccl.ncclCommDestroy(rank.comm), SUCCESS);
     }
 }

@@ -161,11 +161,11 @@ fn in_child_split() {
     for rank in [0, 2, 3] {
         split(rank, &mut children[rank]);
     }
-    assert_eq!(ranks[0].settle(), IN_PROGRESS, "rank 1 has not called it");
+    assert_eq!(ranks[0].poll_state(), IN_PROGRESS, "rank 1 has not called it");
     assert!(children[0].is_null());
     split(1, &mut children[1]);
     for rank in &ranks {
-        assert_eq!(rank.settle(), SUCCESS);
+        assert_eq!(rank.poll_state(), SUCCESS);
     }
     let said = |comm| {
         let [mut count, mut rank, mut device] = [-1; 3];
@@ -195,7 +195,7 @@ fn in_child_split() {
     let ranks = nccl.group(1);
     let (mut child, config) = (std::ptr::null_mut(), Config { split_share: 1, ..Config::new(false) });
     assert_eq!(nccl.ncclCommSplit(ranks[0].comm, 0, 0, &mut child, &config), SUCCESS);
-    assert_eq!(ranks[0].settle(), SUCCESS);
+    assert_eq!(ranks[0].poll_state(), SUCCESS);
     abort_all(&ranks);
     assert_eq!(nccl.state(child), INTERNAL_ERROR);
     assert_eq!(nccl.ncclCommAbort(child), SUCCESS);
@@ -401,11 +401,11 @@ fn in_child_windows() {
     for rank in [2, 0] {
         assert_eq!(ranks[rank].register(memory[rank] + 4096, 4096, &mut of_rank[rank]), IN_PROGRESS);
     }
-    assert_eq!(ranks[0].settle(), IN_PROGRESS, "rank 1 has not called it");
+    assert_eq!(ranks[0].poll_state(), IN_PROGRESS, "rank 1 has not called it");
     assert!(of_rank[0].is_null());
     assert_eq!(ranks[1].register(memory[1] + 4096, 4096, &mut of_rank[1]), IN_PROGRESS);
     for (rank, window) in ranks.iter().zip(&of_rank) {
-        assert_eq!(rank.settle(), SUCCESS);
+        assert_eq!(rank.poll_state(), SUCCESS);
         for (peer, address) in memory.iter().enumerate() {
             assert_eq!(rank.peer_address(*window, 5, peer), address + 4096 + 5);
         }
@@ -492,7 +492,7 @@ fn in_child_gone() {
     assert_eq!(ranks[0].register(memory[0], 64, &mut of_rank[0]), IN_PROGRESS);
     ranks[0].abort();
     assert_eq!(ranks[1].register(memory[1], 64, &mut of_rank[1]), IN_PROGRESS);
-    assert_eq!(ranks[1].settle(), IN_PROGRESS);
+    assert_eq!(ranks[1].poll_state(), IN_PROGRESS);
     assert_eq!(nccl.fake.stuck(), "rank 1 of clique 1: ncclCommWindowRegister is in progress\n");
     ranks[1].abort();
     assert_eq!(of_rank, [std::ptr::null_mut(); 2]);

@@ -239,14 +239,14 @@ fn does_not_wait_for_a_group(nccl: &Nccl) {
     let all_gather =
         |at: u64| nccl.ncclAllGather(m[0][0] + at, m[0][1] + at, 4, UINT8, ranks[0].comm, ranks[0].stream);
     assert_eq!([all_gather(0), all_gather(16)], [IN_PROGRESS, INVALID_ARGUMENT]);
-    assert_eq!(ranks[0].settle(), INVALID_ARGUMENT, "NCCL keeps it, too");
+    assert_eq!(ranks[0].poll_state(), INVALID_ARGUMENT, "NCCL keeps it, too");
     abort_all(&ranks);
 }
 
 fn destroys_while_finalizing(nccl: &Nccl) {
     let (ranks, _) = two(nccl);
     assert_eq!(nccl.ncclCommFinalize(ranks[0].comm), IN_PROGRESS);
-    assert_eq!(ranks[0].settle(), IN_PROGRESS, "rank 1 has not called it");
+    assert_eq!(ranks[0].poll_state(), IN_PROGRESS, "rank 1 has not called it");
     assert_eq!(nccl.ncclCommDestroy(ranks[0].comm), SUCCESS);
     ranks[1].abort();
 }
@@ -322,7 +322,7 @@ fn issues_for_two_ranks(nccl: &Nccl) {
 fn blocks_and_does_not(nccl: &Nccl) {
     let ranks = [false, true].map(|blocking| {
         let rank = Rank::make(nccl, 1, nccl.unique_id(), 0, &Config::new(blocking));
-        assert_eq!(rank.settle(), SUCCESS);
+        assert_eq!(rank.poll_state(), SUCCESS);
         rank
     });
     let code = ranks[0].group(|nccl| {
@@ -359,7 +359,7 @@ fn comes_twice(nccl: &Nccl) {
     let id = nccl.unique_id();
     let first = Rank::make(nccl, 2, id, 0, &Config::new(false));
     assert_eq!(init(nccl, 2, id, 0, &Config::new(false)), (INVALID_USAGE, null_mut()));
-    assert_eq!(first.settle(), INVALID_USAGE);
+    assert_eq!(first.poll_state(), INVALID_USAGE);
     first.abort();
 }
 
@@ -367,7 +367,7 @@ fn world_sizes_differ(nccl: &Nccl) {
     let id = nccl.unique_id();
     let first = Rank::make(nccl, 3, id, 0, &Config::new(false));
     assert_eq!(init(nccl, 2, id, 1, &Config::new(false)), (INVALID_USAGE, null_mut()));
-    assert_eq!(first.settle(), INVALID_USAGE);
+    assert_eq!(first.poll_state(), INVALID_USAGE);
     first.abort();
 }
 
@@ -433,7 +433,7 @@ fn differ(nccl: &Nccl, window: impl Fn(usize) -> (u64, usize)) {
         ranks[rank].register(memory[rank] + at, bytes, &mut places[rank])
     });
     assert_eq!(codes, [IN_PROGRESS, INVALID_USAGE]);
-    assert_eq!(ranks[0].settle(), INVALID_USAGE, "also without a call");
+    assert_eq!(ranks[0].poll_state(), INVALID_USAGE, "also without a call");
     give_up(&ranks, &memory);
 }
 
@@ -572,8 +572,8 @@ fn in_child_window_refusals() {
     nccl.fake.set("WINDOW", Some("3"));
     nccl.fake.set("RANK", Some("1"));
     let others = ranks[1].window_memory(64);
-    assert_eq!((ranks[1].register(others, 64, &mut null_mut()), ranks[1].settle()), (3, 3));
-    assert_eq!(ranks[0].settle(), SUCCESS);
+    assert_eq!((ranks[1].register(others, 64, &mut null_mut()), ranks[1].poll_state()), (3, 3));
+    assert_eq!(ranks[0].poll_state(), SUCCESS);
 
     // Allocations and registrations break a capture.
     let calls: [&dyn Fn() -> c_int; 2] = [&|| nccl.ncclMemAlloc(&mut 0, 64), &|| {
@@ -689,7 +689,7 @@ fn in_child_refusals() {
         let mut comm = null_mut();
         let code = nccl.ncclCommInitRankConfig(&mut comm, 1, nccl.unique_id(), 0, newer.as_ptr().cast());
         if text.is_empty() {
-            assert_eq!((code, nccl.settle(comm)), (IN_PROGRESS, SUCCESS));
+            assert_eq!((code, nccl.poll_state(comm)), (IN_PROGRESS, SUCCESS));
             assert_eq!(nccl.ncclCommAbort(comm), SUCCESS);
         } else {
             assert!(code == INVALID_ARGUMENT && nccl.last_error(comm).contains(text));
@@ -703,7 +703,7 @@ fn in_child_refusals() {
         init(&nccl, 2, id, rank, &good()).1
     });
     for comm in comms {
-        assert_eq!(nccl.settle(comm), INVALID_USAGE);
+        assert_eq!(nccl.poll_state(comm), INVALID_USAGE);
         let words = nccl.last_error(comm);
         assert_eq!(words, "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 0");
         assert_eq!(nccl.ncclCommAbort(comm), SUCCESS);

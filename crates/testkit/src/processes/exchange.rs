@@ -15,10 +15,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long ranks wait for each other's sockets; and how long a leaving rank waits until its last frames are
-/// sent.
-const CONNECTING: Duration = Duration::from_secs(30);
-const LEAVING: Duration = Duration::from_secs(2);
+/// How long ranks wait for each other's sockets.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a leaving rank waits until its last frames are sent.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// More than any test sends; a frame header with a larger length is invalid.
 const MOST_BYTES: usize = 1 << 30;
@@ -46,7 +47,7 @@ pub(super) fn connect(folder: &Path, me: usize, size: usize) -> io::Result<Messa
         *stream = Some(loop {
             match UnixStream::connect(socket(rank)) {
                 Ok(stream) => break stream,
-                Err(_) if began.elapsed() < CONNECTING => thread::sleep(Duration::from_millis(1)),
+                Err(_) if began.elapsed() < CONNECT_TIMEOUT => thread::sleep(Duration::from_millis(1)),
                 Err(error) => return Err(error),
             }
         });
@@ -60,7 +61,7 @@ pub(super) fn connect(folder: &Path, me: usize, size: usize) -> io::Result<Messa
                 stream.read_exact(&mut rank)?;
                 streams[usize::from(rank[0])] = Some(stream);
             }
-            Err(_) if began.elapsed() < CONNECTING => thread::sleep(Duration::from_millis(1)),
+            Err(_) if began.elapsed() < CONNECT_TIMEOUT => thread::sleep(Duration::from_millis(1)),
             Err(_) => return Err(late()),
         }
     }
@@ -165,7 +166,7 @@ impl Drop for Sockets {
         // Gives the last frames, such as a notice, time to go out; not forever, since a stopped peer reads
         // nothing.
         let began = Instant::now();
-        while !self.writers.iter().all(JoinHandle::is_finished) && began.elapsed() < LEAVING {
+        while !self.writers.iter().all(JoinHandle::is_finished) && began.elapsed() < DRAIN_TIMEOUT {
             thread::sleep(Duration::from_millis(1));
         }
         for stream in &self.streams {

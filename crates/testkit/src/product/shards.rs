@@ -2,6 +2,7 @@
 //! for one product's f32 logits.
 
 use crate::adjusting::OwnAdjustments;
+use crate::hooked::ask_of;
 use crate::{Random, TestHead};
 use lmhead::adjust::ShardAdjustments;
 use lmhead::backend::cpu::CpuBackend;
@@ -402,11 +403,11 @@ impl ShardCase {
     ) {
         let row_bytes = self.hidden * self.dtype.size();
         let stride = if form == RowForm::Packed { row_bytes } else { row_bytes + 3 * self.dtype.size() };
-        let mut spread = vec![0xff; self.rows * stride];
-        for (to, from) in spread.chunks_mut(stride).zip(bytes.chunks(row_bytes)) {
+        let mut strided = vec![0xff; self.rows * stride];
+        for (to, from) in strided.chunks_mut(stride).zip(bytes.chunks(row_bytes)) {
             to[..row_bytes].copy_from_slice(from);
         }
-        let source = Placed::new(backend, memory, &spread);
+        let source = Placed::new(backend, memory, &strided);
         let rows = HiddenRows::strided(source.span(), self.dtype, self.rows, self.hidden, stride).unwrap();
         let RowForm::Selected(size) = form else { return run(rows, (0..self.rows).map(Some).collect()) };
         // Adjustments belong to output rows, so the selected rows keep their order.
@@ -497,7 +498,7 @@ impl ShardCase {
         job: &Job<'_>,
         to: Memory,
         expected: &Logits,
-        lent: bool,
+        caller_workspace: bool,
     ) {
         let (vocab, rows, own) = (self.ids(), job.rows.len(), Backend::memory(backend));
         let (mut random, (logits, words)) = (Random(self.seed ^ 2), expected);
@@ -511,7 +512,7 @@ impl ShardCase {
         let asked = Placed::new(backend, to, bytemuck::cast_slice(&ids));
         let mut out = Placed::new(backend, to, &vec![0xa5; 4 * ids.len()]);
         let targets = Out::TargetLogits { targets: asked.span(), per_row, out: out.span_mut() };
-        run_on(backend, loaded, job, targets, lent);
+        run_on(backend, loaded, job, targets, caller_workspace);
         let values = f32s(&out.read());
         for (i, (&id, &value)) in ids.iter().zip(&values).enumerate() {
             let row = i / per_row;
@@ -532,7 +533,7 @@ impl ShardCase {
             let mut out = Placed::new(backend, to, &vec![0xa5; rows * spec.stride(vocab.len())]);
             let partials =
                 Out::Counted { spec, targets: asked.span(), again: from == to, out: out.span_mut() };
-            run_on(backend, loaded, job, partials, lent);
+            run_on(backend, loaded, job, partials, caller_workspace);
             assert_eq!(said(&out.read(), spec, &vocab), want, "counted, from {from} to {to}");
         }
     }
@@ -678,33 +679,26 @@ impl ShardCase {
     }
 }
 
-/// Runs a call on a new stream, with a workspace of the caller's where `lent`; then waits for the stream.
+/// Runs a call on a new stream, in a workspace of the caller's where `caller_workspace`; then waits for the
+/// stream.
 fn run_on<D: KernelDevice>(
     backend: &DeviceBackend<D>,
     loaded: &mut dyn LoadedShard,
     job: &Job<'_>,
     out: Out<'_>,
-    lent: bool,
+    caller_workspace: bool,
 ) {
-    let ask = match &out {
-        Out::Logits(LogitsOut { dtype, .. }) => Ask::Logits { dtype: *dtype },
-        Out::Partials(spec, _) | Out::Counted { spec, .. } => Ask::Partials(*spec),
-        Out::TargetLogits { per_row, .. } => {
-            Ask::Partials(PartialSpec { k: 1, sum: false, targets: *per_row })
-        }
-        Out::Drawn(..) => Ask::Drawn,
-    };
     let device = backend.device();
     let own = device.open_stream().unwrap();
     let stream = device.on(&own);
-    let needed = loaded.workspace(job.rows.len(), ask).unwrap();
+    let needed = loaded.workspace(job.rows.len(), ask_of(&out)).unwrap();
     let mut workspace = Placed::new(backend, Backend::memory(backend), &vec![0xa5; needed]);
-    let workspace = lent.then(|| workspace.span_mut());
+    let workspace = caller_workspace.then(|| workspace.span_mut());
     loaded.run(job, out, &mut On { stream: device.handle(stream), workspace }).unwrap();
     device.wait(stream).unwrap();
 }
 
-/// A new backend for a case; where `small`, it holds few rows at once and locks little memory.
+/// A new backend for a case; where `small`, it holds few rows at once and pins little memory.
 pub fn backend_of<D: KernelDevice>(device: D, small: bool) -> DeviceBackend<D> {
     let backend = DeviceBackend::new(device);
     if small { backend.staged(4096).held(3000) } else { backend }

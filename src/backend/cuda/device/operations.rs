@@ -1,6 +1,6 @@
 //! What a device does for others: memory, marks, kernels and launches.
 
-use super::{CudaDevice, lock};
+use super::CudaDevice;
 use crate::backend::cuda::buffer::Buffer;
 use crate::backend::cuda::driver::failed;
 use crate::backend::cuda::event::Event;
@@ -12,6 +12,7 @@ use crate::backend::cuda::pinned::Pinned;
 use crate::backend::cuda::stream::CudaStream;
 use crate::backend::device::{CopyRows, Grid, KernelDevice, Params, Side};
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::memory::{self, Memory, Span};
 use crate::plan::DeviceLimits;
 use cudarc::driver::{DriverError, result, sys};
@@ -28,7 +29,7 @@ impl CudaDevice {
         let fatbin = fatbins::with_kernel(name)?;
         let architecture = fatbin.code_for(self.info().capability)?;
         // Loading a kernel may wait in the driver for all that runs: wait here first, with a deadline.
-        self.settle()?;
+        self.wait_own_streams()?;
         let module = self.module(fatbin)?;
         let loading = |e| failed(format!("kernel {name} ({architecture}, {})", self.info().name), e);
         let text = std::ffi::CString::new(name).expect("a name in the source");
@@ -86,13 +87,13 @@ impl CudaDevice {
     }
 
     /// Waits for what is on one of our streams now.
-    pub(in crate::backend::cuda) fn settle_one(&self, stream: CudaStream) -> Result<()> {
+    pub(in crate::backend::cuda) fn wait_own_stream(&self, stream: CudaStream) -> Result<()> {
         self.mark_ours(stream)?.map_or(Ok(()), |mark| mark.wait())
     }
 
     /// Waits, with a deadline, for what a call of the driver's would wait for without one: the work that is
     /// on all of our streams now.
-    pub(in crate::backend::cuda) fn settle(&self) -> Result<()> {
+    pub(in crate::backend::cuda) fn wait_own_streams(&self) -> Result<()> {
         let marks: Vec<_> = {
             // The lock keeps each stream from being destroyed before its mark is there.
             let streams = lock(&self.0.streams);
@@ -278,11 +279,11 @@ impl KernelDevice for CudaDevice {
         self.call(what, queue)
     }
 
-    fn is_locked(&self, bytes: &Span<'_>) -> bool {
+    fn is_pinned(&self, bytes: &Span<'_>) -> bool {
         let inside = |&(start, len): &(u64, usize)| {
             bytes.address() >= start && bytes.address() + bytes.len() as u64 <= start + len as u64
         };
-        lock(&self.0.locked).iter().any(inside)
+        lock(&self.0.pinned).iter().any(inside)
     }
 
     unsafe fn queue_write(&self, stream: CudaStream, buffer: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {

@@ -74,7 +74,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             Status::Apart { words, stride } => (words.as_span(), *stride),
             Status::Inside { at } => (out.data.as_span().part(*at..out.data.len()), out.stride),
         };
-        if device.is_locked(&out.data.as_span()) && device.is_locked(&words) {
+        if device.is_pinned(&out.data.as_span()) && device.is_pinned(&words) {
             let to = Side::of(&out.data.as_span(), out.stride);
             let all = CopyRows { to, from: from_logits, row_bytes, rows: n };
             let to = Side::of(&words, words_pitch);
@@ -89,7 +89,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.bring(stream, start, (first, total, pitch), row_bytes, out)
     }
 
-    /// Copies logits by way of the shard's own locked memory to the caller's: in one copy where they fit it.
+    /// Copies logits by way of the shard's own pinned memory to the caller's: in one copy where they fit it.
     pub(super) fn bring(
         &mut self,
         stream: D::Stream,

@@ -15,7 +15,7 @@ const ADJUSTED_WORDS: usize = 2048;
 /// Targets of a row that `prepare` makes room for.
 const TARGETS: usize = 8;
 
-/// Where a call's pieces lie in its workspace: bytes from its beginning.
+/// Where the parts of a call's workspace lie: bytes from its beginning.
 #[derive(Debug, Clone, Copy)]
 pub(in super::super) struct Places {
     /// End of the matmul's own part, which begins at 0.
@@ -134,7 +134,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
         self.forget();
         let stream = self.begin(&On::default(), true)?;
-        self.settle(stream)?;
+        self.synchronize(stream)?;
         let (ids, hidden) = (self.ids(), self.weights.info.hidden_size * self.weights.hidden.size());
         let at_once = match ask {
             Ask::Partials(spec) if spec.targets == 0 => self.at_once(rows, &spec),
@@ -143,43 +143,43 @@ impl<D: KernelDevice> DeviceShard<D> {
         };
         let (staged, device) = (self.common.staged, self.common.device.clone());
         let on_device = |bytes| device.alloc(bytes);
-        let locked = |bytes| device.staging(bytes);
+        let pinned = |bytes| device.staging(bytes);
         let rooms = &mut self.rooms;
         rooms.workspace.at_least(workspace, on_device)?;
         let pitch = hidden.next_multiple_of(16);
         rooms.inputs.at_least(product_of(&[at_once, pitch])?, on_device)?;
-        rooms.sent.at_least((staged / pitch).clamp(1, at_once) * pitch, locked)?;
+        rooms.sent.at_least((staged / pitch).clamp(1, at_once) * pitch, pinned)?;
         let adjusted = 4 * product_of(&[at_once, ids.div_ceil(32) + ADJUSTED_WORDS])?;
         rooms.adjustments.at_least(adjusted, on_device)?;
         rooms.packed.clear();
         rooms.packed.reserve(adjusted / 4);
-        rooms.sent_adjustments.at_least(adjusted, locked)?;
+        rooms.sent_adjustments.at_least(adjusted, pinned)?;
         match ask {
             Ask::Logits { dtype } => {
                 let first = (4 * rows).next_multiple_of(256);
                 let pitch = (ids * dtype.size()).next_multiple_of(16);
                 let total = sum_of(&[first, product_of(&[rows, pitch])?])?;
                 rooms.outputs.at_least(total, on_device)?;
-                rooms.received.at_least(total.min(staged.max(first)), locked)?;
+                rooms.received.at_least(total.min(staged.max(first)), pinned)?;
             }
             Ask::Drawn => {
                 let answer = product_of(&[at_once, size_of::<Candidate>()])?;
                 rooms.outputs.at_least(answer, on_device)?;
-                rooms.received.at_least(answer, locked)?;
+                rooms.received.at_least(answer, pinned)?;
                 let asked = product_of(&[rows, size_of::<SamplingRow>()])?;
-                self.held.asked.clear();
-                self.held.asked.reserve(asked);
+                self.held.pass_params.clear();
+                self.held.pass_params.reserve(asked);
                 rooms.asked.at_least(asked, on_device)?;
-                rooms.sent_asked.at_least(asked, locked)?;
+                rooms.sent_asked.at_least(asked, pinned)?;
             }
             Ask::Partials(spec) => {
                 let logits = product_of(&[rows, spec.targets, size_of::<f32>()])?;
                 let bytes = product_of(&[at_once, spec.stride(ids)])?.max(logits);
                 rooms.outputs.at_least(bytes, on_device)?;
-                rooms.received.at_least(bytes, locked)?;
+                rooms.received.at_least(bytes, pinned)?;
                 let asked = product_of(&[rows, spec.targets, size_of::<Candidate>()])?;
                 rooms.asked.at_least(asked, on_device)?;
-                rooms.sent_asked.at_least(asked, locked)?;
+                rooms.sent_asked.at_least(asked, pinned)?;
             }
             Ask::Hold { .. } => {
                 // For as many candidates as a warp collects, and some targets.
@@ -188,13 +188,13 @@ impl<D: KernelDevice> DeviceShard<D> {
                 rooms.parts.at_least(parts, on_device)?;
                 let answer = product_of(&[at_once, spec.stride(ids).max(8 * BINS)])?;
                 rooms.outputs.at_least(answer, on_device)?;
-                rooms.received.at_least(answer, locked)?;
+                rooms.received.at_least(answer, pinned)?;
                 // What a draw asks of a row is less.
                 let asked = product_of(&[at_once, TARGETS, size_of::<Candidate>()])?;
-                self.held.asked.clear();
-                self.held.asked.reserve(asked);
+                self.held.pass_params.clear();
+                self.held.pass_params.reserve(asked);
                 rooms.asked.at_least(asked, on_device)?;
-                rooms.sent_asked.at_least(asked, locked)?;
+                rooms.sent_asked.at_least(asked, pinned)?;
             }
         }
         Ok(())

@@ -34,7 +34,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     }
 
     /// Waits for the stream.
-    pub(in super::super) fn settle(&mut self, stream: D::Stream) -> Result<()> {
+    pub(in super::super) fn synchronize(&mut self, stream: D::Stream) -> Result<()> {
         if self.capturing {
             return Err(waits_in_a_graph());
         }
@@ -51,7 +51,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             return Ok(());
         }
         if wait || on.stream.is_none() {
-            return self.settle(stream);
+            return self.synchronize(stream);
         }
         if self.capturing {
             // Whoever replays the graph says when its work has ended.
@@ -64,9 +64,13 @@ impl<D: KernelDevice> DeviceShard<D> {
 
     /// Returns `done`. Where it failed, waits until nothing that was queued uses anybody's memory; in a step
     /// that defers its waits the head sees to that.
-    pub(in super::super) fn settled<T>(&mut self, stream: D::Stream, done: Result<T>) -> Result<T> {
+    pub(in super::super) fn synchronize_on_error<T>(
+        &mut self,
+        stream: D::Stream,
+        done: Result<T>,
+    ) -> Result<T> {
         if done.is_err() && !self.deferring {
-            drop(self.settle(stream));
+            drop(self.synchronize(stream));
         }
         done
     }
@@ -80,8 +84,8 @@ impl<D: KernelDevice> DeviceShard<D> {
     ) -> Result<()> {
         let stream = self.stream_of(on)?;
         let done = queue(self, stream);
-        self.settled(stream, done)?;
-        if on.stream.is_none() { self.settle(stream) } else { Ok(()) }
+        self.synchronize_on_error(stream, done)?;
+        if on.stream.is_none() { self.synchronize(stream) } else { Ok(()) }
     }
 
     pub(super) fn wait_for_pending(&mut self) -> Result<()> {

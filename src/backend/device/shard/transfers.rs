@@ -7,7 +7,7 @@ use super::{DeviceShard, KernelDevice, count_of, product_of};
 use crate::adjust::ShardAdjustments;
 use crate::backend::Job;
 use crate::error::Result;
-use crate::memory::{Memory, Span};
+use crate::memory::{Memory, Span, SpanMut};
 use crate::params::{LogitAdjustments, RowMatrix};
 use crate::rows::HiddenRows;
 use std::ops::Range;
@@ -72,7 +72,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             address: address + (row * pitch) as u64,
             pitch,
         };
-        if waits && rows.selection().is_none() && device.is_locked(&source) {
+        if waits && rows.selection().is_none() && device.is_pinned(&source) {
             let copy = CopyRows { to: to(0), from: Side::of(&source, rows.stride()), row_bytes, rows: n };
             // SAFETY: the caller's rows, which are borrowed until the call has waited, and as much room.
             unsafe { device.copy_rows(stream, &copy)? };
@@ -81,7 +81,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             let sent = self.rooms.sent.at_least(at_once * pitch, |bytes| device.staging(bytes))?.as_mut();
             for first in (0..n).step_by(at_once) {
                 if first > 0 {
-                    // The locked memory is about to be filled anew.
+                    // The pinned memory is about to be filled anew.
                     device.record(&self.used, stream)?;
                     device.wait_for(&self.used)?;
                 }
@@ -164,6 +164,17 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(to)
     }
 
+    /// Where the device writes `out`: in place, or where [`DeviceShard::answer`] gets it for the host.
+    pub(in super::super) fn output(&mut self, out: &SpanMut<'_>) -> Result<u64> {
+        let device = &self.common.device;
+        Ok(match out.memory() {
+            Memory::Host => {
+                device.address(self.rooms.outputs.at_least(out.len(), |bytes| device.alloc(bytes))?)
+            }
+            _ => out.address(),
+        })
+    }
+
     /// Copies bytes of the device to the host, and waits for that.
     pub(in super::super) fn answer(&mut self, stream: D::Stream, from: u64, out: &mut [u8]) -> Result<()> {
         let (device, bytes) = (self.common.device.clone(), out.len());
@@ -172,7 +183,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         let copy = CopyRows::whole((Memory::Host, host), (self.own(), from), bytes);
         // SAFETY: the shard's own memory, and a wait.
         unsafe { device.copy_rows(stream, &copy)? };
-        self.settle(stream)?;
+        self.synchronize(stream)?;
         out.copy_from_slice(&self.rooms.received.get().as_mut()[..bytes]);
         Ok(())
     }

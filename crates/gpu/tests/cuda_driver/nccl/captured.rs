@@ -54,7 +54,7 @@ fn in_child_steps_of_four() {
 fn steps_of(sizes: &[usize]) {
     for &size in sizes {
         each_ranked(size, |ranked| {
-            nccl_ranks::captured_steps(&ranked, 3);
+            nccl_ranks::captured_steps(&ranked, 2);
         });
     }
     assert!(FakeNccl::loaded().count("replays") > 0);

@@ -5,9 +5,10 @@ use lmhead::backend::cuda::CudaDevice;
 use lmhead::backend::device::{KernelDevice, stream_marks};
 use lmhead::exchange::nccl::{Communicator, Nccl, NcclExchange, UniqueId};
 use lmhead::exchange::{
-    Call, DeviceExchange, Exchange, Fault, Operation, Piece, Reset, StreamMarks, WithDevice, local,
+    Call, DeviceExchange, Exchange, Fault, Operation, Piece, Reset, StreamMarks, WithDevice,
 };
 use lmhead_gpu::fake_nccl::{self, FakeNccl};
+use lmhead_testkit::local_group;
 use lmhead_testkit::product::shared_device::call;
 use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Barrier};
@@ -21,10 +22,6 @@ fn soon() -> Call {
 
 fn nccl() -> Nccl {
     Nccl::load(None).expect("the fake libnccl")
-}
-
-fn locals(size: usize) -> Vec<Arc<dyn Exchange>> {
-    local::group(size).into_iter().map(|endpoint| Arc::new(endpoint) as _).collect()
 }
 
 /// Each member's communicator over all members of `control`.
@@ -71,8 +68,8 @@ fn communicators_are_split_into_groups() {
 #[test]
 #[ignore = "needs the fake libraries: communicators_are_split_into_groups runs it"]
 fn in_child_split() {
-    let pairs = std::sync::Mutex::new(locals(2));
-    each(locals(4), |me, control| {
+    let pairs = std::sync::Mutex::new(local_group(2));
+    each(local_group(4), |me, control| {
         let device = device(me);
         let marks = stream_marks(&device);
         let world = world(&marks, &*control);
@@ -137,7 +134,7 @@ fn members_write_to_each_others_windows() {
 #[ignore = "needs the fake libraries: members_write_to_each_others_windows runs it"]
 fn in_child_windows() {
     let (written, read) = (Barrier::new(3), Barrier::new(3));
-    each(locals(3), |me, control| {
+    each(local_group(3), |me, control| {
         let marks = stream_marks(&device(me));
         let world = world(&marks, &*control);
         assert!(nccl().has_windows());
@@ -182,7 +179,7 @@ fn members_on_other_nodes_have_no_address() {
 #[test]
 #[ignore = "needs the fake libraries: members_on_other_nodes_have_no_address runs it"]
 fn in_child_unreachable() {
-    let unreachable = each(locals(4), |me, control| {
+    let unreachable = each(local_group(4), |me, control| {
         let world = world(&stream_marks(&device(me)), &*control);
         let window = world.window(64, soon().deadline).expect("a window");
         assert_eq!(window.peers()[me], Some(window.address()));
@@ -203,7 +200,7 @@ fn a_window_that_cannot_come_about_leaves_nothing() {
 #[test]
 #[ignore = "needs the fake libraries: a_window_that_cannot_come_about_leaves_nothing runs it"]
 fn in_child_no_window() {
-    each(locals(2), |me, control| {
+    each(local_group(2), |me, control| {
         let world = world(&stream_marks(&device(me)), &*control);
         assert!(!nccl().has_windows());
         let wanted = format!("wanted an NCCL with windows, 2.31.2 or newer, got {}", nccl().version());
@@ -224,7 +221,7 @@ fn in_child_late_window() {
     for refused in [false, true] {
         fake.set("WINDOW", refused.then_some("3"));
         fake.set("RANK", Some("1"));
-        each(locals(2), |me, control| {
+        each(local_group(2), |me, control| {
             let world = world(&stream_marks(&device(me)), &*control);
             if me == 0 {
                 let window = world.window(64, late());
@@ -266,18 +263,18 @@ fn in_child_lent() {
         assert_eq!(made, Ok(0));
         raw
     };
-    each(locals(2), |me, control| {
+    each(local_group(2), |me, control| {
         let device = device(me);
         let marks = stream_marks(&device);
         // SAFETY: communicators that live until `end`.
         let borrow = |raw| unsafe { Communicator::borrow(nccl(), &marks, raw) };
-        let lent = raw(&device, &*control, me);
-        let window = borrow(lent).expect("a communicator").window(64, soon().deadline);
+        let engines = raw(&device, &*control, me);
+        let window = borrow(engines).expect("a communicator").window(64, soon().deadline);
         assert_eq!(
             problem(window),
             "wanted a communicator that lmhead has made, for a window, got the engine's"
         );
-        let exchange = over(&marks, borrow(lent).expect("a communicator"), Arc::clone(&control));
+        let exchange = over(&marks, borrow(engines).expect("a communicator"), Arc::clone(&control));
         let exchange = exchange.expect("an exchange");
         assert_eq!(gather(&device, &exchange, me as u8 + 1), Ok(vec![1, 2]));
         drop(exchange);
@@ -285,7 +282,7 @@ fn in_child_lent() {
         assert_eq!(fake.count("communicators"), 2, "the engine's are still there");
         // A fault ends it in the middle of a gather that rank 1 does not join; destroying it is left to the
         // engine.
-        let exchange = over(&marks, borrow(lent).expect("a communicator"), Arc::clone(&control));
+        let exchange = over(&marks, borrow(engines).expect("a communicator"), Arc::clone(&control));
         let exchange = exchange.expect("an exchange");
         let side = exchange.device().expect("a side");
         let (this, own) = (call(1, Operation::GatherRows, SOON), device.open_stream().expect("a stream"));
@@ -324,7 +321,7 @@ fn in_child_lent() {
         assert_eq!(fake.count("communicators"), 2);
         meeting.wait();
         // SAFETY: it is no longer used.
-        assert_eq!(unsafe { end(lent) }, 0);
+        assert_eq!(unsafe { end(engines) }, 0);
         passes();
 
         // A communicator whose ranks are in another order than the group's members.
@@ -374,7 +371,7 @@ fn a_communicator_that_is_dropped_waits_for_its_peers_in_a_thread() {
 #[ignore = "needs the fake libraries: a_communicator_that_is_dropped_waits_for_its_peers_in_a_thread runs it"]
 fn in_child_dropped() {
     let (fake, meeting) = (FakeNccl::loaded(), Barrier::new(2));
-    each(locals(2), |me, control| {
+    each(local_group(2), |me, control| {
         let marks = stream_marks(&device(me));
         let own = world(&marks, &*control);
         meeting.wait();
@@ -425,12 +422,12 @@ fn in_child_alone() {
 
     // A side whose size differs from the host transport's.
     let side = NcclExchange::new(nccl(), Arc::clone(&marks), (0, 3));
-    let fault = side.connect(&soon(), &*locals(2)[0]);
+    let fault = side.connect(&soon(), &*local_group(2)[0]);
     let Err(Fault::Broken { problem, .. }) = fault else { panic!("{fault:?}") };
     assert_eq!(problem, "the host transport is member 0 of 2, NCCL's side member 0 of 3");
     // A side that was never connected, and invalid calls.
     let exchange =
-        WithDevice::new(Arc::clone(&locals(1)[0]), Arc::new(NcclExchange::new(nccl(), marks, (0, 1))));
+        WithDevice::new(Arc::clone(&local_group(1)[0]), Arc::new(NcclExchange::new(nccl(), marks, (0, 1))));
     let Err(Fault::Broken { problem, .. }) = gather(&device(0), &exchange, 1) else {
         panic!("no connection")
     };
@@ -450,7 +447,7 @@ fn in_child_mixed_up() {
     // Two runs of two members, each with its own host transport and id.
     let ids = || [0, 1].map(|_| nccl().unique_id().expect("an id"));
     let (one, both) = (ids(), ids());
-    each([locals(2), locals(2)].concat(), |rank, control| {
+    each([local_group(2), local_group(2)].concat(), |rank, control| {
         let (run, me, device) = (rank / 2, rank % 2, device(rank));
         let marks = stream_marks(&device);
         let make = |name: &str, id: &UniqueId, within: Duration| {

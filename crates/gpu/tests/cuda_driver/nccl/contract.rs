@@ -1,10 +1,10 @@
 //! What ranks learn of a peer that disagrees with them in a step on the device, or whose device is lost or
 //! full.
 
-use super::{backend, device, each, group, knew, on_nccl, resident};
+use super::{backend, device, each, group, knew, on_nccl, resident, test_head};
 use lmhead::DType;
 use lmhead::backend::cuda::CudaDevice;
-use lmhead::config::{HeadConfig, Quantization};
+use lmhead::config::HeadConfig;
 use lmhead::head::LmHead;
 use lmhead::result::{Answer, Request};
 use lmhead::rows::{HiddenRows, RowCounts};
@@ -15,10 +15,6 @@ use std::time::{Duration, Instant};
 
 const RANKS: usize = 3;
 const DEADLINE: Duration = Duration::from_secs(2);
-
-fn test_head() -> TestHead {
-    TestHead::random(300, 32, DType::Bf16, Quantization::None, 11)
-}
 
 fn config(test: &TestHead) -> HeadConfig {
     HeadConfig { timeout: DEADLINE, ..test.config() }

@@ -1,13 +1,15 @@
 //! Eager steps of several ranks queue all their collectives before the host waits, and a fault is still
 //! reported of the first collective that has not ended.
 
-use super::{all_are_destroyed, backend, device, each, group, group_with, knew, on_nccl, resident};
+use super::{
+    all_are_destroyed, backend, device, each, group, group_with, knew, on_nccl, resident, test_head,
+};
 use crate::{count, count_on};
 use cudarc::driver::result;
 use lmhead::DType;
 use lmhead::backend::cuda::{Buffer, CudaDevice, CudaStream};
 use lmhead::backend::device::{KernelDevice, stream_marks};
-use lmhead::config::{HeadConfig, Quantization, Verify};
+use lmhead::config::{HeadConfig, Verify};
 use lmhead::exchange::{Exchange, Fault, Operation, Pending, Scratch, StreamCounters, StreamMarks};
 use lmhead::head::LmHead;
 use lmhead::layout::HeadGroup;
@@ -30,10 +32,6 @@ const DEADLINE: Duration = Duration::from_secs(2);
 /// Rows of each rank.
 const ROWS: usize = 4;
 const HIDDEN: usize = 32;
-
-fn test_head() -> TestHead {
-    TestHead::random(300, HIDDEN, DType::Bf16, Quantization::None, 11)
-}
 
 /// A rank's device, stream and rows.
 struct Place {

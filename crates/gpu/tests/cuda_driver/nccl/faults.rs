@@ -1,12 +1,12 @@
 //! Faults of heads over NCCL: every rank gets an error that says what happened, within the deadline plus a
 //! second, and the rebuilt head answers as before.
 
-use super::{all_are_destroyed, backend, device, each, group, knew, on_nccl, resident};
+use super::{all_are_destroyed, backend, device, each, group, knew, on_nccl, resident, test_head};
+use lmhead::Error;
 use lmhead::backend::cuda::CudaDevice;
 use lmhead::backend::device::KernelDevice;
-use lmhead::config::{HeadConfig, Quantization, Verify};
+use lmhead::config::{HeadConfig, Verify};
 use lmhead::exchange::{Call, Exchange, Fault, Operation, Piece};
-use lmhead::{DType, Error};
 use lmhead_gpu::fake_nccl::FakeNccl;
 use lmhead_testkit::TestHead;
 use lmhead_testkit::product::shared_device::call;
@@ -18,10 +18,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const DEADLINE: Duration = Duration::from_millis(1500);
-
-fn test_head() -> TestHead {
-    TestHead::random(300, 32, DType::Bf16, Quantization::None, 11)
-}
 
 /// Configuration of steps with that deadline, which begin with a collective on the device.
 fn config(test: &TestHead, name: &str) -> HeadConfig {
