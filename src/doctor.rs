@@ -225,8 +225,8 @@ fn nccl() -> Check {
 
 #[cfg(not(feature = "nccl"))]
 fn nccl() -> Check {
-    let suggestion = "for engines: build the library with --features cuda,nccl (needs nvcc to build and NVIDIA's \
-        libnccl.so.2 to run); the program lmhead has no NCCL exchange";
+    let suggestion = "for engines: build the library with --features cuda,nccl (needs nvcc to build and \
+        NVIDIA's libnccl.so.2 to run); the program lmhead has no NCCL exchange";
     Check::new("exchange nccl", Status::Note, "not in this build", suggestion)
 }
 

@@ -45,7 +45,13 @@ pub struct RowArgs {
     #[arg(long, value_name = "FILE")]
     pub hidden: Option<PathBuf>,
     /// Hidden rows of each dp rank, as in 7,0,12,9 [default: as even as possible; 28 in all when synthetic]
-    #[arg(long, value_name = "N,N,...", value_delimiter = ',', action = Set, value_parser = values::row_count)]
+    #[arg(
+        long,
+        value_name = "N,N,...",
+        value_delimiter = ',',
+        action = Set,
+        value_parser = values::row_count
+    )]
     pub rows: Option<Vec<usize>>,
     #[command(flatten)]
     pub ranks: RankArgs,

@@ -60,7 +60,13 @@ struct LayoutArgs {
     )]
     rows_per_rank: Option<usize>,
     /// Rows of each dp rank where they differ, as in 7,0,12,9; the cost model goes by the most
-    #[arg(long, value_name = "N,N,...", value_delimiter = ',', action = Set, value_parser = values::row_count)]
+    #[arg(
+        long,
+        value_name = "N,N,...",
+        value_delimiter = ',',
+        action = Set,
+        value_parser = values::row_count
+    )]
     rows: Option<Vec<usize>>,
     #[command(flatten)]
     ranks: RankArgs,
