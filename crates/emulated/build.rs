@@ -12,6 +12,9 @@ const FLAGS: &[&str] = &[
     "-fno-threadsafe-statics",
     // One program holds all of it: functions of a file may be inlined though they are called from others too.
     "-fvisibility=hidden",
+    // The running thread is looked up at each instruction: without a call, also in the tests' libcuda. Memory
+    // for such variables is scarce in a library: there is that pointer alone.
+    "-ftls-model=initial-exec",
     // Wide vectors are passed between inlined functions only.
     "-Wno-psabi",
     "-Wno-unknown-pragmas",

@@ -1,5 +1,6 @@
 // Reports where every thread is, once nothing can go on or a loop seems to have no end. What is waited for
 // comes first, since the report may have no room for all threads.
+#include "fiber.hpp"
 #include "scheduler.hpp"
 
 namespace emulated {
@@ -73,11 +74,10 @@ Finding describe(Cluster &cluster, Writer &out) {
   return finding;
 }
 
-__thread char text[kFaultText];
-
 }  // namespace
 
 void report_deadlock(Cluster &cluster) {
+  char(&text)[kFaultText] = cluster.worker->text;
   Writer out(text, sizeof text);
   out.add("nothing can go on.");
   const Finding finding = describe(cluster, out);
@@ -86,6 +86,7 @@ void report_deadlock(Cluster &cluster) {
 }
 
 void never_ends(Fiber &self) {
+  char(&text)[kFaultText] = self.cluster->worker->text;
   Writer out(text, sizeof text);
   out.add(
       "the cluster's threads have executed %llu instructions, the launch's limit: a loop whose end never "

@@ -12,6 +12,7 @@ struct Worker {
   const void *host_bottom;
   size_t host_bytes;
   void *host_asan_stack;
+  char text[kFaultText];  // of a report, for which a thread's stack is small
 };
 
 Worker *open_worker();

@@ -24,6 +24,8 @@
 //                                                   that was put there, as if it took so long
 //   FAKE_FLIP                                       kernel name prefix; flips the lowest bit of its last
 //                                                   logit; or read_bulk or read_boxes: of its sum
+//   FAKE_CHECKS                                     1: kernels are searched for races, as in the emulated
+//                                                   device's own tests
 //   FAKE_LOG                                        launches are written to that file instead of run
 //   FAKE_ENDS                                       at the end, what was not given back, and what only a
 //                                                   launch loaded, is written to that file

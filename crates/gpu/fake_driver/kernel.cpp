@@ -50,7 +50,7 @@ struct Ready {
     params.reset(std::aligned_alloc(64, (bytes.size() + 127) / 64 * 64));
     if (!params) std::abort();
     std::memcpy(params.get(), bytes.data(), bytes.size());
-    launch.params = params.get(), launch.seed = seed++, launch.checks = 1,
+    launch.params = params.get(), launch.seed = seed++, launch.checks = uint32_t(number("FAKE_CHECKS", 0)),
     launch.instruction_limit = uint64_t(1) << 32;
     launch.allocations = table.data(), launch.allocation_count = table.size();
     launch.host.wait_for_primary = [](void *) { return 0; };

@@ -42,7 +42,7 @@ pub const SCENARIOS: &Scenarios = &[
         let wanted = if rank.size <= 2 { 60 } else { 20 };
         on_device_0(&rank, |ranked| {
             many_replays(ranked, if rank.size <= 2 { 1000 } else { 250 });
-            captured_steps(ranked, wanted)
+            captured_steps(ranked, wanted, 1)
         })
     }),
     ("replays", |rank| {
@@ -111,12 +111,14 @@ pub fn steps(rank: &Ranked, wanted: usize) -> Value {
     json!({ "cases": cases.len() })
 }
 
-/// Whole steps of every kind in CUDA graphs, each replayed `replays` times.
+/// Whole steps in CUDA graphs, each replayed `replays` times: of every kind with `one_in` 1, else of one kind
+/// in so many. Groups of different sizes then have different kinds.
 ///
 /// # Panics
 /// Where bits differ.
-pub fn captured_steps(rank: &Ranked, replays: u64) -> Value {
-    let kinds = captured_steps::kinds(rank.exchange.size());
+pub fn captured_steps(rank: &Ranked, replays: u64, one_in: usize) -> Value {
+    let size = rank.exchange.size();
+    let kinds: Vec<_> = captured_steps::kinds(size).into_iter().skip(size % one_in).step_by(one_in).collect();
     replay_each(rank, &kinds, Replays { count: replays, different: u64::MAX });
     json!({ "kinds": kinds.len(), "replays": replays })
 }

@@ -27,8 +27,8 @@ fn in_child_replays() {
     assert_eq!(fake.count("replays"), (3 * 50 * RANKS) as i64, "each of the three calls, each time");
 }
 
-/// Whole steps, replayed with other rows, indices and row counts; divided into two tests, for two cores. This
-/// one is on a device with programmatic launches and without wgmma, which the emulated device is slower at.
+/// Whole steps, replayed with other rows, indices and row counts. Of every kind on two ranks, on a device
+/// with programmatic launches and without wgmma, which the emulated device is slower at.
 #[test]
 fn captured_steps_have_the_bits_of_eager_ones() {
     on_nccl("captured::in_child_steps", &[("FAKE_CAPABILITY", "100")]);
@@ -37,24 +37,25 @@ fn captured_steps_have_the_bits_of_eager_ones() {
 #[test]
 #[ignore = "needs the fake libraries: captured_steps_have_the_bits_of_eager_ones runs it"]
 fn in_child_steps() {
-    steps_of(&[2, 3]);
+    steps_of(&[2], 1);
+}
+
+/// A third of the kinds, another one for each number of ranks.
+#[test]
+fn captured_steps_of_other_groups_have_the_bits_of_eager_ones() {
+    on_nccl("captured::in_child_steps_of_others", &[]);
 }
 
 #[test]
-fn captured_steps_of_one_and_of_four_ranks_have_the_bits_of_eager_ones() {
-    on_nccl("captured::in_child_steps_of_four", &[]);
+#[ignore = "needs the fake libraries: captured_steps_of_other_groups_have_the_bits_of_eager_ones runs it"]
+fn in_child_steps_of_others() {
+    steps_of(&[1, 3, 4], 3);
 }
 
-#[test]
-#[ignore = "needs the fake libraries: captured_steps_of_one_and_of_four_ranks_have_the_bits_of_eager_ones runs it"]
-fn in_child_steps_of_four() {
-    steps_of(&[1, 4]);
-}
-
-fn steps_of(sizes: &[usize]) {
+fn steps_of(sizes: &[usize], one_in: usize) {
     for &size in sizes {
         each_ranked(size, |ranked| {
-            nccl_ranks::captured_steps(&ranked, 2);
+            nccl_ranks::captured_steps(&ranked, 2, one_in);
         });
     }
     assert!(FakeNccl::loaded().count("replays") > 0);
