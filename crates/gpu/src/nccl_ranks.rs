@@ -112,7 +112,7 @@ pub fn steps(rank: &Ranked, wanted: usize) -> Value {
 }
 
 /// Whole steps in CUDA graphs, each replayed `replays` times: of every kind with `one_in` 1, else of one kind
-/// in so many. Groups of different sizes then have different kinds.
+/// in so many, beginning with the kind whose number is the group's size modulo that.
 ///
 /// # Panics
 /// Where bits differ.

@@ -134,8 +134,8 @@ fn in_child_products() {
     }
 }
 
-/// With stand-in programs for nvidia-smi and PyTorch. Its name lets it begin before those of NCCL, which are
-/// as long together: the last test has one core alone.
+/// With stand-in programs for nvidia-smi and PyTorch. Tests begin in the order of their names: as one of the
+/// last, this long one would leave a core idle.
 #[test]
 fn heads_are_measured_with_their_roofs_and_peers() {
     let folder = tempfile::tempdir().expect("a folder");
