@@ -82,8 +82,9 @@ fn programs_in_c_link_without_cuda_and_find_it_at_run_time() {
         if kind == "shared" {
             cc.arg("-L").arg(&folder).arg("-llmhead_capi");
         } else {
-            // The libraries that rustc names for a static link, a list that scripts/check-c verifies.
-            cc.arg(folder.join("liblmhead_capi.a"));
+            // The libraries that rustc names for a static link, a list that scripts/check-c verifies. Without
+            // what no function of the C interface calls: MPI, where another package of the workspace has it.
+            cc.arg(folder.join("liblmhead_capi.a")).arg("-Wl,--gc-sections");
             cc.args(["-lgcc_s", "-lutil", "-lrt", "-lpthread", "-lm", "-ldl", "-lc"]);
         }
         assert_eq!(run(&mut cc), (true, String::new()), "{cc:?}");

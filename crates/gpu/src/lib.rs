@@ -16,6 +16,8 @@ pub mod check;
 pub mod clocked;
 pub mod code;
 #[cfg(feature = "cuda")]
+pub mod code_page;
+#[cfg(feature = "cuda")]
 pub mod device_step;
 #[cfg(feature = "cuda")]
 pub mod fake_driver;

@@ -3,6 +3,7 @@
 use crate::code::{Code, parse};
 use lmhead::backend::cuda::fatbins::Fatbin;
 use lmhead_nvcc::toolkit;
+use rayon::prelude::*;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -66,7 +67,7 @@ impl Tools {
             fs::write(&path, fatbin.bytes).map_err(|e| format!("{}: {e}", path.display()))?;
             self.read(fatbin.name, &path)
         };
-        fatbins.iter().map(read).collect::<Result<Vec<_>, _>>().map(|codes| codes.concat())
+        fatbins.par_iter().map(read).collect::<Result<Vec<_>, _>>().map(|codes| codes.concat())
     }
 
     fn dump(&self, what: &str, fatbin: &Path) -> Result<String, String> {

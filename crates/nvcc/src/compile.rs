@@ -5,11 +5,13 @@ use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{fs, io};
+use std::{env, fs, io};
 
 /// Contracting a·b + c would round once where the promise of equal bits on every device wants two roundings.
-const FLAGS: &[&str] =
-    &["-fatbin", "-std=c++17", "-O3", "-fmad=false", "-lineinfo", "--compress-mode=size", "--keep"];
+const FLAGS: &[&str] = &["-fatbin", "-std=c++17", "-O3", "-fmad=false", "-lineinfo", "--keep"];
+/// The smallest code takes nvcc a third longer to make, so only a release has it.
+const SMALLEST: &[&str] = &["--compress-mode=size"];
+const QUICKEST: &[&str] = &["--compress-mode=balance", "-Xfatbin=-compress-all"];
 
 /// One run of nvcc.
 #[derive(Debug)]
@@ -37,6 +39,11 @@ pub struct Compiled {
     pub warnings: String,
 }
 
+fn flags() -> impl Iterator<Item = &'static str> {
+    let is_release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
+    FLAGS.iter().chain(if is_release { SMALLEST } else { QUICKEST }).copied()
+}
+
 /// A hash of source, headers, options, architectures and compiler: where it is unchanged, so is the fatbin.
 ///
 /// # Errors
@@ -49,7 +56,7 @@ pub fn inputs(
 ) -> Result<u64, String> {
     let mut hasher = DefaultHasher::new();
     let arguments: Vec<_> = architectures.iter().map(|name| gencode(name)).collect();
-    (FLAGS, arguments, compiler).hash(&mut hasher);
+    (flags().collect::<Vec<_>>(), arguments, compiler).hash(&mut hasher);
     for file in std::iter::once(source).chain(headers.iter().map(PathBuf::as_path)) {
         file.hash(&mut hasher);
         fs::read(file).map_err(|e| problem(file, &e))?.hash(&mut hasher);
@@ -80,7 +87,7 @@ pub fn run(nvcc: &Path, threads: usize, job: &Job) -> Result<Compiled, String> {
     fs::create_dir_all(&intermediate).map_err(|e| problem(&intermediate, &e))?;
 
     let mut command = Command::new(nvcc);
-    command.args(FLAGS).arg("--keep-dir").arg(&intermediate).arg("-I").arg(&job.include);
+    command.args(flags()).arg("--keep-dir").arg(&intermediate).arg("-I").arg(&job.include);
     command.arg(format!("--threads={threads}")).args(job.architectures.iter().map(|name| gencode(name)));
     command.arg("-o").arg(&fatbin).arg(&job.source);
     let output = command.output().map_err(|e| problem(nvcc, &e))?;

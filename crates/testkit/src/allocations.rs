@@ -288,8 +288,17 @@ pub type Case = (&'static str, fn());
 /// arguments select the cases whose names contain one of them. Ends the program with an error if a case
 /// panicked.
 pub fn run_cases(cases: &[Case]) {
-    let filters: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let is_asked = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
+    let (mut filters, mut skipped) = (Vec::new(), Vec::new());
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--skip" => skipped.extend(args.next()),
+            option if option.starts_with('-') => {}
+            _ => filters.push(arg),
+        }
+    }
+    let names = |words: &[String], name: &str| words.iter().any(|word| name.contains(word));
+    let is_asked = |name| (filters.is_empty() || names(&filters, name)) && !names(&skipped, name);
     let (mut passed, mut failed, mut passed_over) = (0, 0, 0);
     for &(name, case) in cases {
         if !is_asked(name) {

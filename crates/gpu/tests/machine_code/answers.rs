@@ -3,7 +3,9 @@
 //! f32: thirty f64 operations a logit would take longer than the matmul that the logits come from.)
 
 use lmhead_gpu::answer_costs::*;
+use lmhead_gpu::code::Code;
 use lmhead_gpu::tools::Tools;
+use std::sync::OnceLock;
 
 /// Fewest and most instructions for each logit, on any architecture. Most: measured with nvcc 13.0, plus one.
 /// Fewer than a polynomial, the random words or a comparison need: something was optimised away.
@@ -20,28 +22,36 @@ const BOUNDS: [(&str, f64, f64); 10] = [
     ("tile_draw", 40.0, 75.5),
 ];
 
+/// Their code, compiled once for all tests.
+pub fn compiled() -> &'static [Code] {
+    static CODES: OnceLock<Vec<Code>> = OnceLock::new();
+    CODES.get_or_init(|| {
+        let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        compile(&tools, folder.path()).unwrap_or_else(|problem| panic!("{problem}"))
+    })
+}
+
 #[test]
 fn answers_take_few_instructions_a_logit_and_none_of_f64() {
-    let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let codes = compile(&tools, folder.path()).unwrap_or_else(|problem| panic!("{problem}"));
+    let codes = compiled();
     assert_eq!(BOUNDS.map(|(what, ..)| what), PER_LOGIT.map(|(what, _)| what));
     for architecture in ARCHITECTURES {
         for (what, least, most) in BOUNDS {
-            let cost = per_logit(&codes, what, architecture);
+            let cost = per_logit(codes, what, architecture);
             assert!(
                 (least..=most).contains(&cost),
                 "{what} on {architecture}: wanted {least} to {most}, got {cost}"
             );
             // Scores are f64, and stand in the kernel that draws.
             if what == "tile_draw" {
-                let round = round(&codes, what, 128, architecture);
+                let round = round(codes, what, 128, architecture);
                 assert!(!round.iter().any(|name| is_f64(name)), "{what} on {architecture}: {round:?}");
                 continue;
             }
             let of_tile = what.starts_with("tile_");
             for count in if of_tile { [64, 128] } else { [8, 24] } {
-                let code = find(&codes, &format!("{what}_{count}"), architecture);
+                let code = find(codes, &format!("{what}_{count}"), architecture);
                 assert_eq!(
                     f64_instructions(code),
                     0,
@@ -56,11 +66,11 @@ fn answers_take_few_instructions_a_logit_and_none_of_f64() {
             }
         }
         for (what, _) in RARE {
-            let code = find(&codes, what, architecture);
+            let code = find(codes, what, architecture);
             assert!(f64_instructions(code) > 20, "{what} on {architecture}: f64 is no longer found");
         }
     }
-    for code in &codes {
+    for code in codes {
         assert_eq!([code.stack, code.local], [0; 2], "{} on {}: memory", code.kernel, code.architecture);
         assert!(
             code.registers <= 80,

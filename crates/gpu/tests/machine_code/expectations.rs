@@ -1,6 +1,6 @@
 //! Expectations of every kernel's machine code: formulas for planned tiles (`products.rs`), the registers of
 //! each (`registers.rs`), and a row of `OTHERS` for each other kernel. Exact counts of all kernels are in
-//! `docs/machine-code.md`, which `scripts/machine-code --check` compares with what nvcc makes.
+//! `docs/machine-code.md`, which a test compares with what nvcc makes.
 
 #[cfg(feature = "cuda")]
 mod products;

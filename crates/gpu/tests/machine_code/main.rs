@@ -153,11 +153,17 @@ mod with_the_toolkit {
     use super::*;
     use expectations::{Other, PORTABLE, expected};
     use lmhead::backend::cuda::fatbins::EMBEDDED;
+    use lmhead_gpu::code_page::page;
     use lmhead_gpu::tools::Tools;
     use lmhead_nvcc::architectures::gencode;
     use std::fs;
+    use std::path::Path;
     use std::process::Command;
     use std::sync::OnceLock;
+
+    fn root() -> &'static Path {
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+    }
 
     /// The machine code of every embedded kernel, read once for all tests.
     fn embedded() -> &'static [Code] {
@@ -175,6 +181,17 @@ mod with_the_toolkit {
             EMBEDDED.iter().flat_map(|fatbin| fatbin.architectures).copied().collect();
         let faults = all_faults(embedded(), &expected(), &architectures);
         assert!(faults.is_empty(), "{}", faults.join("\n"));
+    }
+
+    #[test]
+    fn the_page_says_what_nvcc_makes() {
+        let kept = fs::read_to_string(root().join("docs/machine-code.md")).unwrap_or_default();
+        let page = page(embedded(), super::answers::compiled());
+        let differs = || {
+            let lines = page.lines().zip(kept.lines()).find(|(line, kept)| line != kept);
+            lines.map_or("another length".into(), |(line, kept)| format!("{line}\nin place of\n{kept}"))
+        };
+        assert!(kept == page, "docs/machine-code.md: run scripts/machine-code --write; {}", differs());
     }
 
     /// The CUDA backend lets every kernel overlap with the previous one if its code's architecture supports
@@ -226,7 +243,7 @@ mod with_the_toolkit {
             calls: 0
         });
         let row = Expectation::from(row);
-        let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let here = root();
         let page = fs::read_to_string(here.join("kernels/README.md")).expect("the page");
         let bare = |text: &str| text.split_whitespace().collect::<String>().replace(",}", "}");
         assert!(bare(&page).contains(&bare(text)), "kernels/README.md: wanted {text}");
